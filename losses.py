@@ -1,0 +1,76 @@
+"""The three losses of ADELLO and the logit adjustment under them (paper, section 4).
+
+f = logits, w / W = weak / strong view, sigma = softmax, H = cross-entropy, p(u) = sigma(f(w(u))):
+
+    L_s  = mean_b H( y_b,  sigma( f(w(x_b)) + log P_L / Qhat_a ) )
+    L_u  = mean_u M(u) H( yhat,  sigma( f(W(u)) + log Qhat / Qhat_a ) ),          yhat = argmax p(u)
+    L_uc = mean_u (1 - M(u)) H( p(u)^(1/T) normalised,  sigma( (f(W(u)) + log Qhat / Qhat_a) / T ) )
+
+Means run over the whole batch: a masked sample counts as zero. Where the priors come from is in
+priors.py; which priors make which method of the family is the table METHODS in train.py. Every
+function keeps its input's precision: float64 in, float64 out.
+"""
+
+import torch
+import torch.nn.functional as F
+
+EPS = 1e-9  # the authors' code: log((a + 1e-9) / (b + 1e-9))
+
+
+def adjust(logits, source, target):
+    """Logit adjustment: make logits that were learned at `source` act at `target` in the loss.
+
+        f + log( (source + eps) / (target + eps) ),   eps = 1e-9
+
+    A network trained so that the adjusted logits fit data of prior `source` yields raw logits that
+    fit prior `target` (Menon et al. 2021). logits: (N, K); source, target: (K,) priors, or both
+    None for no adjustment. Returns (N, K). Raises ValueError on other shapes.
+    """
+    if source is None and target is None:
+        return logits
+    if source is None or target is None:
+        raise ValueError("source and target must both be priors or both None")
+    if not logits.shape[-1:] == source.shape == target.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} need priors ({logits.shape[-1]},), got "
+                         f"{tuple(source.shape)} and {tuple(target.shape)}")
+    return logits + torch.log((source + EPS) / (target + EPS))
+
+
+def confidence_mask(probs, threshold=0.95):
+    """M(u) = 1[ max_y p(y|u) >= threshold ].  probs: (N, K), rows sum to 1. Returns (N,) of 0 / 1."""
+    return (probs.amax(dim=1) >= threshold).to(probs.dtype)
+
+
+def supervised_loss(logits, labels, p_labeled, q_smooth):
+    """FlexDA on labeled data, L_s = mean_b H( y_b, sigma( f(w(x_b)) + log P_L / Qhat_a ) ).
+
+    logits: (B, K); labels: (B,) int64 in 0..K-1; p_labeled, q_smooth: (K,) priors or both None
+    (plain cross-entropy). Returns a scalar.
+    """
+    return F.cross_entropy(adjust(logits, p_labeled, q_smooth), labels)
+
+
+def consistency_loss(logits_strong, probs_weak, mask, q_hat, q_smooth):
+    """FlexDA on confident unlabeled data, L_u = mean_u M H( yhat, sigma( f(W(u)) + log Qhat/Qhat_a ) ).
+
+    The hard pseudo-label yhat = argmax p(u) comes from the raw weak prediction and carries no
+    gradient. logits_strong, probs_weak: (N, K); mask: (N,) M; q_hat, q_smooth: (K,) priors or
+    both None (FixMatch). Returns a scalar.
+    """
+    pseudo_labels = probs_weak.detach().argmax(dim=1)
+    loss = F.cross_entropy(adjust(logits_strong, q_hat, q_smooth), pseudo_labels, reduction="none")
+    return (loss * mask).mean()
+
+
+def complementary_loss(logits_strong, probs_weak, mask, q_hat, q_smooth, temperature):
+    """Complementary consistency (CCR): soft pseudo-labels where L_u is silent.
+
+        L_uc = mean_u (1 - M) H( p(u)^(1/T) / sum_j p_j(u)^(1/T), sigma( (f(W(u)) + log Qhat/Qhat_a) / T ) )
+
+    logits_strong, probs_weak: (N, K); mask: (N,) M, of which 1 - M is applied here (all zeros
+    distils on every sample, the paper's KD ablation); q_hat, q_smooth: (K,) priors or both None;
+    temperature: T, number or 0-d tensor, > 0. Returns a scalar.
+    """
+    soft_labels = F.softmax(probs_weak.detach().log() / temperature, dim=1)  # p^(1/T), normalised
+    log_probs = F.log_softmax(adjust(logits_strong, q_hat, q_smooth) / temperature, dim=1)
+    return (-(soft_labels * log_probs).sum(dim=1) * (1 - mask)).mean()
