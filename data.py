@@ -246,7 +246,7 @@ def shapes(per_class, seed, size=16, noise=0.1):
         radius, angle = 0.4 + 0.4 * u[:, 2], 0.8 * (u[:, 3] - 0.5)
         x, y = (x * angle.cos() + y * angle.sin()) / radius, (y * angle.cos() - x * angle.sin()) / radius
         cover = (0.5 - distance(x, y) * radius * size / 2).clamp(0, 1)[:, None]
-        image = u[:, 4:7] + cover * (u[:, 7:10] - u[:, 4:7])
+        image = 0.5 * u[:, 4:7] + cover * (0.5 + 0.5 * u[:, 7:10] - 0.5 * u[:, 4:7])
         images.append(image + noise * torch.randn(per_class, 3, size, size, generator=random))
     labels = torch.arange(len(SHAPES)).repeat_interleave(per_class)
     return (torch.cat(images) * 255).round().clamp(0, 255).to(torch.uint8), labels
@@ -290,14 +290,15 @@ def affine(images, matrix):
 
     matrix: (N, 6) float64 of a..f. In 16.16 fixed point at pixel centres, as PIL's Image.transform.
     """
-    height, width = images.shape[2:]
-    a, b, c = matrix.view(-1, 2, 3).unbind(2)                                     # (N, 2) each
-    a, b, c = ((65536 * t + 0.5).floor().int()[..., None, None] for t in (a, b, c + (a + b) / 2))
-    x = torch.arange(width, dtype=torch.int32, device=images.device)
-    y = torch.arange(height, dtype=torch.int32, device=images.device)[:, None]
-    column, row = ((a * x + b * y + c) >> 16).unbind(1)                           # (N, H, W)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    return pick(images, (row * width + column).mul(inside).long()) * inside[:, None]
+    size, device = images.shape[-1], images.device
+    matrix = matrix.view(-1, 2, 3)
+    matrix = torch.cat([matrix[..., :2], matrix @ matrix.new_tensor([[0.5], [0.5], [1.0]])], dim=2)
+    a, b, c = (65536 * matrix + 0.5).floor().int().view(-1, 2, 1, 1, 3).unbind(4)  # (N, 2, 1, 1) each
+    axis = torch.arange(size, dtype=torch.int32, device=device)
+    source = (a * axis + b * axis[:, None] + c) >> 16                             # (N, 2, H, W)
+    inside = ((source >= 0) & (source < size)).all(dim=1)
+    column, row = source.unbind(1)
+    return pick(images, ((row * size + column) * inside).long()) * inside[:, None]
 
 
 def linear(v, *direction):
@@ -366,18 +367,24 @@ OPERATIONS = {  # name: (function of images and their magnitudes, lowest, highes
     "TranslateY": (lambda images, v: affine(images, linear(v, 0, 0, 0, 0, 0, images.shape[2])), -0.3, 0.3)}
 
 
-def apply_where(chosen, operation, images, magnitude):
-    """operation(images, magnitude) for the chosen (N,) images, the others as they are.
+def random_operation(images, choice, level):
+    """One of the OPERATIONS for each image, at level 0..1 of its range.
 
-    On the CPU only the chosen ones are computed. A GPU computes all and then chooses: the number
-    of chosen images would have to be read back, and every step is the same sequence of kernels.
+    choice, level: (N,) in [0, 1). On the CPU the images are sorted by operation and each is
+    computed for its own. A GPU computes all of them for all and then chooses: group sizes would
+    have to be read back, and so every step is the same sequence of kernels.
     """
+    choice = (choice * len(OPERATIONS)).long()
     if images.is_cuda or torch.compiler.is_compiling():
-        return torch.where(chosen.view(-1, 1, 1, 1), operation(images, magnitude), images)
-    index = chosen.nonzero().squeeze(1)
-    if len(index):
-        images[index] = operation(images[index], magnitude[index])
-    return images
+        for k, (operation, low, high) in enumerate(OPERATIONS.values()):
+            changed = operation(images, low + (high - low) * level)
+            images = torch.where((choice == k).view(-1, 1, 1, 1), changed, images)
+        return images
+    order, counts = choice.argsort(), torch.bincount(choice, minlength=len(OPERATIONS)).tolist()
+    parts = [operation(part, low + (high - low) * some) if len(part) else part
+             for part, some, (operation, low, high) in zip(
+                 images[order].split(counts), level[order].split(counts), OPERATIONS.values())]
+    return torch.cat(parts)[order.argsort()]
 
 
 def cutout(images, draws):
@@ -404,8 +411,6 @@ def strong(images, generator=None, draws=None):
     if draws is None:
         draws = torch.rand(len(images), 12, generator=generator, device=images.device)
     views = weak(images, draws=draws[:, :3])
-    for choice, level in (draws[:, 3:5].T, draws[:, 5:7].T, draws[:, 7:9].T):
-        for k, (operation, low, high) in enumerate(OPERATIONS.values()):
-            chosen = (choice * len(OPERATIONS)).int() == k
-            views = apply_where(chosen, operation, views, low + (high - low) * level)
+    for first in (3, 5, 7):
+        views = random_operation(views, draws[:, first], draws[:, first + 1])
     return cutout(views, draws[:, 9:])
