@@ -7,6 +7,7 @@ Dataset, no DataLoader, no worker. Every random choice of an image is one row of
 an augmented batch is a pure function of (images, draws).
 """
 
+import functools
 import math
 import os
 import sys
@@ -414,3 +415,40 @@ def strong(images, generator=None, draws=None):
     for first in (3, 5, 7):
         views = random_operation(views, draws[:, first], draws[:, first + 1])
     return cutout(views, draws[:, 9:])
+
+
+# --------------------------------------------------------------------------------------- batches
+
+@functools.lru_cache(maxsize=8)
+def permutation(size, *seeds):
+    """A random order of 0..size-1, a function of its arguments."""
+    return np.random.default_rng(seeds).permutation(size)
+
+
+def batch_indices(size, batch_size, step, *seeds):
+    """The indices of a step's batch: its place in an endless chain of permutations of 0..size-1.
+
+    A function of its arguments alone. Every image comes once an epoch; a batch larger than the set
+    runs on into the next permutation. Returns (batch_size,) int64.
+    """
+    first, last = step * batch_size, (step + 1) * batch_size
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int64)] + [
+        permutation(size, *seeds, epoch)[max(first - epoch * size, 0):last - epoch * size]
+        for epoch in range(first // size, (last - 1) // size + 1)]))
+
+
+def place(sets, device, room):
+    """Data with each part on the device while there is room (bytes), else in pinned host memory."""
+    placed = {}
+    for name in ("labels", "hidden_labels", "labeled", "unlabeled", "test"):
+        tensor = getattr(sets, name)
+        if tensor is not None and tensor.nbytes <= room:
+            placed[name], room = tensor.to(device), room - tensor.nbytes
+        elif tensor is not None and torch.cuda.is_available():
+            placed[name] = tensor.pin_memory()
+    return sets._replace(**placed)
+
+
+def gather(tensor, index, device):
+    """Rows of a tensor, wherever it lives, on the device. None stays None."""
+    return None if tensor is None else tensor[index.to(tensor.device)].to(device, non_blocking=True)

@@ -1,14 +1,21 @@
-"""Networks, their moving average, and their state on disk.
+"""Networks, their moving average, the machine they run on, and their state on disk.
 
 WRN-28-2 (Zagoruyko & Komodakis 2016) as in the authors' code, the paper's network for CIFAR and
 STL-10; smaller siblings for quick runs; torchvision's ResNet-50 for ImageNet-127.
 """
 
+import argparse
 import copy
 import io
 import os
 import re
+import sys
 import zipfile
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; a run there is not guarded against a second process
+    fcntl = None
 
 import torch
 from torch import nn
@@ -125,6 +132,62 @@ class EMA:
         torch._foreach_copy_(list(self.model.buffers()), list(model.buffers()))
 
 
+def parameter_groups(model, weight_decay):
+    """For the optimiser: weights with weight decay, batch-norm and biases (one dimension) without."""
+    parameters = list(model.parameters())
+    return [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+
+
+# ------------------------------------------------------------------------------------ the machine
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line on standard error, exit status 2."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message}\n")
+
+
+def choose_device(name, precision):
+    """Settle `auto`: (device name, "fp32" or "bf16"). Raises ValueError when the device is absent.
+
+    bf16 is chosen where the hardware multiplies it natively: recent GPUs, CPUs with AVX512-BF16 or
+    AMX. Elsewhere it is emulated, many times slower than fp32.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if not match or name != "cpu" and int(match[1] or 0) >= gpus:
+        raise ValueError(f"--device {name} is not here; there are cpu and {gpus} CUDA devices")
+    if name != "cpu":
+        name = f"cuda:{match[1] or os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(name)
+        torch.backends.cudnn.benchmark = True
+    if precision == "auto":
+        flags = torch.cpu.get_capabilities()
+        native = (torch.cuda.is_bf16_supported(including_emulation=False) if name != "cpu"
+                  else flags.get("avx512_bf16") or flags.get("amx_bf16"))
+        precision = "bf16" if native else "fp32"
+    return name, precision
+
+
+def compiled(function, choice, device):
+    """The function through torch.compile for choice "on", or "auto" with CUDA; else as it is.
+
+    Without a working compiler it stays as it is, too, and one line says so.
+    """
+    if choice == "off" or choice == "auto" and device.type == "cpu":
+        return function
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # a missing compiler, Triton or header raises nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"warning: torch.compile does not work here ({reason}); running eagerly", file=sys.stderr)
+        return function
+    return torch.compile(function)
+
+
 # ---------------------------------------------------------------------------------- state on disk
 
 def write_whole(path, content):
@@ -149,6 +212,20 @@ def previous(path):
     return path.with_name("previous-" + path.name)
 
 
+def hold(directory):
+    """Lock a run's directory for this process, until it ends in whatever way. Returns the open lock.
+
+    Raises ValueError while another process holds it.
+    """
+    lock = open(directory / ".lock", "w")
+    try:
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{directory} is in use by another process; wait for it, or name another --out") from None
+    return lock
+
+
 def save_checkpoint(path, state):
     """Write a checkpoint; the one before it stays as `previous-<name>`. Raises OSError."""
     content, fresh = io.BytesIO(), path.with_name("new-" + path.name)
@@ -160,22 +237,24 @@ def save_checkpoint(path, state):
 
 
 def load_checkpoint(path):
-    """Read a checkpoint with its checksums verified; tensors, numbers and strings only, no code.
+    """Read a checkpoint with its checksums verified: tensors, numbers and strings only, no code.
 
-    Falls back to the previous one when a kill came between the two renames of save_checkpoint.
-    Raises ValueError, with the file and what to do, when it is damaged or holds anything else.
+    Returns None when there is none. Takes the previous one when a kill came between the two renames
+    of save_checkpoint. Raises ValueError, with what to do, when it is damaged or holds anything else.
     """
-    if not path.exists() and previous(path).exists():
+    if not path.exists():
+        if not previous(path).exists():
+            return None
         path = previous(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load itself does not verify the CRCs
+        with zipfile.ZipFile(path) as archive:  # torch.load itself does not verify the checksums
             broken = archive.testzip()
-            if broken:
-                raise zipfile.BadZipFile(f"wrong checksum in {broken}")
+        if broken:
+            raise zipfile.BadZipFile(f"wrong checksum in {broken}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises nearly anything
-        offer = (f"put the previous one in its place (mv {previous(path)} {path})"
-                 if previous(path).exists() else "no previous one is left")
+        offer = (f"go back to the previous one with: mv {previous(path)} {path}"
+                 if previous(path).exists() else "there is no previous one")
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"checkpoint {path} is damaged or unsafe ({reason}); {offer}, "
-                         "or start over with --fresh") from None
+        raise ValueError(f"checkpoint {path} is damaged or unsafe ({reason}); {offer}; or start over "
+                         "with --fresh") from None

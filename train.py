@@ -12,9 +12,6 @@ equals an uninterrupted one.
 """
 
 import argparse
-import csv
-import functools
-import io
 import json
 import math
 import os
@@ -30,10 +27,10 @@ import torch
 import torch.distributed as dist
 
 import data
-from evaluate import metrics, predict, reliability
+import evaluate
+import models
 from losses import complementary_loss, confidence_mask, consistency_loss, supervised_loss
-from models import EMA, build, load_checkpoint, previous, save_checkpoint, write_whole
-from priors import PriorEstimator, alpha_schedule, imbalance_temperature, kl_divergence, smooth, uniform
+from priors import PriorEstimator, alpha_schedule, imbalance_temperature, smooth
 
 
 class Method(NamedTuple):
@@ -68,142 +65,126 @@ PRESETS = {
     "cifar100": PAPER | dict(n1=150, m1=300, imb=50.0),
     "stl10": PAPER | dict(n1=150, m1=None, imb=20.0, shift="natural", warmup_steps=0),
     "folder": PAPER | dict(n1=None, m1=None, imb=None, shift="natural", labeled_fraction=0.1)}
-NOT_COMPARED = {"data_dir", "device", "compile", "device_memory", "out", "fresh"}  # may change on resume
+FREE = ("data_dir", "device", "compile", "device_memory", "out", "fresh")  # may differ when a run goes on
 
 
 # ---------------------------------------------------------------------------------- command line
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """One line on standard error, exit status 2."""
-        self.exit(2, f"error: {message}\n")
-
-
-def number(kind, low, high=math.inf, low_open=False, high_open=False):
-    """An argparse type: an int or float in a range, anything else is refused with the range named."""
-    bounds = f"{'above' if low_open else 'at least'} {low:g}" + (
-        f" and {'below' if high_open else 'at most'} {high:g}" if high < math.inf else "")
-
+def number(kind, low, high=math.inf, ends="[]"):
+    """An argparse type: an int or float between low and high; "(" and ")" leave the end out."""
     def convert(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (low < value if low_open else low <= value) or not (
-                value < high if high_open else value <= high) or math.isinf(value):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not valid; it must be {'an integer' if kind is int else 'a number'} {bounds}")
-        return value
+        if (low < value if ends[0] == "(" else low <= value) and math.isfinite(value) and (
+                value < high if ends[1] == ")" else value <= high):
+            return value
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not {'an integer' if kind is int else 'a number'} "
+            f"{'above' if ends[0] == '(' else 'of at least'} {low:g}"
+            + f" and {'below' if ends[1] == ')' else 'at most'} {high:g}" * (high < math.inf))
     return convert
 
 
-def parse(argv):
-    """Command line to settings: the data set's preset, overridden by what was given."""
-    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter,
-                    epilog="Defaults marked (preset) depend on the data set:\n" + "\n".join(
-                        f"  {name}: " + ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
-                                                  for k, v in preset.items() if v is not None)
-                        for name, preset in PRESETS.items()))
-    size, count = number(int, 1), number(int, 0)
-    positive, fraction = number(float, 0, low_open=True), number(float, 0, 1, True, True)
-    memory, unit = number(float, 0, 1, high_open=True), number(float, 0, 1)
-    for title, rows in {
-        "data": [
-            ("dataset", dict(choices=PRESETS, default="shapes"), "data set (default: shapes, embedded)"),
-            ("data-dir", dict(default="data"), "where the files are or are downloaded to (default: data)"),
-            ("n1", dict(type=size), "labeled images of the largest class, N1 (preset)"),
-            ("m1", dict(type=size), "unlabeled images of the largest class, M1 (preset)"),
-            ("imb", dict(type=number(float, 1)), "imbalance gamma of the labeled set (preset)"),
-            ("shift", dict(choices=["consistent", "uniform", "reversed"]),
-             "order of the unlabeled class sizes against the labeled ones (preset)"),
-            ("imb-u", dict(type=positive), "gamma of the unlabeled set, below 1 = reversed, in place of --shift"),
-            ("labeled-fraction", dict(type=fraction),
-             "label this share of every class instead of --n1 --m1 --imb --shift (folder: 0.1)"),
-            ("image-size", dict(type=number(int, 8)), "side of the square images in pixels (preset)")],
-        "method": [
-            ("method", dict(choices=METHODS, default="adello"), "member of the family (default: adello)"),
-            ("alpha-min", dict(type=unit), "share of the prior left at the end (preset)"),
-            ("d", dict(type=positive), "exponent of the alpha schedule (preset)"),
-            ("threshold", dict(type=unit), "confidence of the mask M (preset)"),
-            ("warmup-steps", dict(type=count), "steps before CCR starts (preset, in proportion to --steps)"),
-            ("prior-momentum", dict(type=memory), "m of the prior estimate (preset)")],
-        "training": [
-            ("model", {}, "wrn-<depth>-<width> or resnet50 (preset)"),
-            ("steps", dict(type=size), "T_max (preset)"),
-            ("batch-size", dict(type=size), "labeled images a step, B (preset)"),
-            ("mu", dict(type=size), "unlabeled images per labeled one (preset)"),
-            ("lr", dict(type=positive), "initial learning rate, cosine schedule (preset)"),
-            ("weight-decay", dict(type=number(float, 0)), "on weights, not on batch-norm or biases (preset)"),
-            ("ema", dict(type=memory), "decay of the averaged parameters (preset)"),
-            ("bn-momentum", dict(type=fraction), "batch-norm momentum, PyTorch's convention (preset)"),
-            ("seed", dict(type=number(int, 0, 2**31)), "of split, initialisation and order (default: 0)")],
-        "machine": [
-            ("device", dict(default="auto"), "auto, cpu, cuda or cuda:N (default: auto)"),
-            ("precision", dict(choices=["auto", "fp32", "bf16"], default="auto"),
-             "bf16 autocast where the hardware has it natively (default: auto)"),
-            ("compile", dict(choices=["auto", "on", "off"], default="auto"),
-             "torch.compile of the step (default: auto, on with CUDA)"),
-            ("device-memory", dict(type=number(float, 0)),
-             "GB of images to keep on the GPU, the rest stays in host memory (default: half of what is free)")],
-        "run": [
-            ("out", {}, "directory of the run (default: runs/<dataset>-<method>-<shift>-imb<imb>-s<seed>)"),
-            ("eval-every", dict(type=size), "steps between evaluations and checkpoints (preset)"),
-            ("fresh", dict(action="store_true"), "start over in a directory that holds a run")],
-    }.items():
-        group = parser.add_argument_group(title)
-        for name, options, text in rows:
-            group.add_argument("--" + name, help=text, **({"default": None} | options))
-    parser.set_defaults(seed=0)
-    given = vars(parser.parse_args(argv))
-    return complete(given)
+def parse(argv=None):
+    """Command line to settings: the data set's preset, overridden by what is given."""
+    presets = "\n".join(f"  {name}: " + ", ".join(f"{k} {v}" for k, v in preset.items() if v is not None)
+                        for name, preset in PRESETS.items())
+    parser = models.Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False, epilog="presets:\n" + presets,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    count, size, above_0 = number(int, 0), number(int, 1), number(float, 0, ends="(]")
+    unit, memory, share = number(float, 0, 1), number(float, 0, 1, "[)"), number(float, 0, 1, "()")
+
+    add = parser.add_argument_group("data (defaults: the data set's preset, below)").add_argument
+    add("--dataset", choices=PRESETS, default="shapes", help="default: shapes, embedded")
+    add("--data-dir", default="data", help="where the files are, or are downloaded to (default: data)")
+    add("--n1", type=size, help="labeled images of the largest class, N1")
+    add("--m1", type=size, help="unlabeled images of the largest class, M1")
+    add("--imb", type=number(float, 1), help="imbalance gamma of the labeled set, largest / smallest class")
+    add("--shift", choices=("consistent", "uniform", "reversed"),
+        help="class sizes of the unlabeled set: as the labeled ones, all equal, or in reversed order")
+    add("--imb-u", type=above_0, help="gamma of the unlabeled set, below 1 = reversed; in place of --shift")
+    add("--labeled-fraction", type=share, help="label this share of each class; in place of the five above")
+    add("--image-size", type=number(int, 8, 1024), help="side of the square images, in pixels")
+
+    add = parser.add_argument_group("method").add_argument
+    add("--method", choices=METHODS, default="adello", help="member of the family (default: adello)")
+    add("--alpha-min", type=unit, help="share of the prior that is left in the target at the end")
+    add("--d", type=above_0, help="exponent of the alpha schedule")
+    add("--threshold", type=unit, help="confidence from which on a pseudo-label is hard, the mask M")
+    add("--warmup-steps", type=count, help="steps before CCR starts (in proportion to --steps)")
+    add("--prior-momentum", type=memory, help="m of the estimated prior Qhat")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--model", help="wrn-<depth>-<width> or resnet50")
+    add("--steps", type=size, help="T_max")
+    add("--batch-size", type=size, help="labeled images a step, B")
+    add("--mu", type=size, help="unlabeled images for each labeled one")
+    add("--lr", type=above_0, help="first learning rate of the cosine schedule")
+    add("--weight-decay", type=number(float, 0), help="on weights, not on batch-norm and biases")
+    add("--ema", type=memory, help="decay of the averaged parameters that are evaluated")
+    add("--bn-momentum", type=number(float, 0, 1, "(]"), help="batch-norm momentum, PyTorch's convention")
+    add("--seed", type=number(int, 0, 2**31), default=0, help="of split, initialisation, order, views (default: 0)")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+        help="bf16 autocast, by default where the hardware has it natively")
+    add("--compile", choices=("auto", "on", "off"), default="auto",
+        help="hand the step to torch.compile, by default on CUDA")
+    add("--device-memory", type=number(float, 0), help="GB of images kept on the GPU, the rest stays in "
+        "pinned host memory (default: half of what is free)")
+
+    add = parser.add_argument_group("run").add_argument
+    add("--out", help="directory (default: runs/<dataset>-<method>-<shift>-imb<imb>-s<seed>)")
+    add("--eval-every", type=size, help="steps between evaluations, a checkpoint at each")
+    add("--fresh", action="store_true", help="start over where the directory holds a run")
+    return complete(vars(parser.parse_args(argv)))
 
 
 def complete(given):
     """Fill in the preset and settle what depends on several options. Raises ValueError."""
-    def refuse(options, why):
-        named = ["--" + name.replace("_", "-") for name in options if given.get(name) is not None]
+    def refuse(why, *names):
+        named = ["--" + name.replace("_", "-") for name in names if given[name] is not None]
         if named:
             raise ValueError(f"{', '.join(named)} cannot be used {why}")
 
     preset = PRESETS[given["dataset"]]
     if given["labeled_fraction"]:
-        refuse(("n1", "m1", "imb", "imb_u", "shift"), "with --labeled-fraction")
+        refuse("with --labeled-fraction", "n1", "m1", "imb", "imb_u", "shift")
         preset = preset | dict(n1=None, m1=None, imb=None, shift="natural")
     elif given["dataset"] == "stl10":
-        refuse(("m1", "imb_u", "shift"), "with stl10: its unlabeled images are taken as they come")
-    elif given["dataset"] == "folder" and (given["n1"] or given["m1"] or given["imb"]):
-        if not (given["n1"] and given["m1"]):
-            raise ValueError("a long-tailed folder needs both --n1 and --m1")
+        refuse("with stl10, whose unlabeled images are taken as they come", "m1", "imb_u", "shift")
+    elif given["dataset"] == "folder" and given["n1"] and given["m1"]:
         preset = preset | dict(imb=100.0, shift="consistent", labeled_fraction=None)
     elif given["dataset"] == "folder":
-        refuse(("imb_u", "shift"), "with a folder unless --n1 and --m1 are given")
-    settings = given | preset | {k: v for k, v in given.items() if v is not None}
-    if settings["shift"] != "natural":
-        implied = {"consistent": settings["imb"], "uniform": 1.0, "reversed": 1 / settings["imb"]}
-        if given["imb_u"] is None:
-            settings["imb_u"] = implied[settings["shift"]]
-        elif given["shift"] and not math.isclose(given["imb_u"], implied[given["shift"]], rel_tol=1e-6):
-            raise ValueError(f"--imb-u {given['imb_u']:g} contradicts --shift {given['shift']}, which means "
+        refuse("with a folder unless both --n1 and --m1 are given", "n1", "m1", "imb", "imb_u", "shift")
+    s = given | preset | {name: value for name, value in given.items() if value is not None}
+
+    if s["shift"] != "natural":
+        implied = {"consistent": s["imb"], "uniform": 1.0, "reversed": 1 / s["imb"]}
+        if s["imb_u"] is None:
+            s["imb_u"] = implied[s["shift"]]
+        like = [name for name, value in implied.items() if math.isclose(s["imb_u"], value, rel_tol=1e-6)]
+        if given["shift"] and given["shift"] not in like:
+            raise ValueError(f"--imb-u {s['imb_u']:g} contradicts --shift {given['shift']}, which means "
                              f"{implied[given['shift']]:g}; leave one of them out")
-        else:
-            settings["shift"] = next((name for name, value in implied.items()
-                                      if math.isclose(given["imb_u"], value, rel_tol=1e-6)),
-                                     f"imbu{given['imb_u']:.4g}")
+        s["shift"] = given["shift"] or (like or [f"imbu{s['imb_u']:.4g}"])[0]
     if given["warmup_steps"] is None:
-        settings["warmup_steps"] = preset["warmup_steps"] * settings["steps"] // preset["steps"]
-    if settings["warmup_steps"] > settings["steps"]:
-        raise ValueError(f"--warmup-steps {settings['warmup_steps']} is beyond --steps {settings['steps']}")
-    imb = "" if settings["imb"] is None else f"-imb{settings['imb']:g}"
-    settings["out"] = settings["out"] or ("runs/{dataset}-{method}-{shift}".format(**settings) + imb
-                        + f"-s{settings['seed']}")
-    return settings
+        s["warmup_steps"] = preset["warmup_steps"] * s["steps"] // preset["steps"]
+    if s["warmup_steps"] > s["steps"]:
+        raise ValueError(f"--warmup-steps {s['warmup_steps']} is beyond --steps {s['steps']}")
+    s["device"], s["precision"] = models.choose_device(s["device"], s["precision"])
+    imbalance = "" if s["imb"] is None else f"-imb{s['imb']:g}"
+    s["out"] = s["out"] or f"runs/{s['dataset']}-{s['method']}-{s['shift']}{imbalance}-s{s['seed']}"
+    return s
 
 
 # ---------------------------------------------------------------------------------------- a step
 
 def train_step(run, method, threshold, labeled, labels, unlabeled, hidden, draws):
-    """One step: one forward over labeled, weak and strong images, three losses, one update.
+    """One step of the family: one forward over labeled, weak and strong images, three losses, one update.
 
     labeled: (B, 3, H, W) uint8; labels: (B,); unlabeled: (U, 3, H, W) uint8, U = mu B; hidden: (U,)
     or None, counted and not learned from; draws: (B + U, 15) uniform. Changes everything in `run`
@@ -212,7 +193,7 @@ def train_step(run, method, threshold, labeled, labels, unlabeled, hidden, draws
     B, U = len(labels), len(unlabeled)
     views = torch.cat([data.weak(torch.cat([labeled, unlabeled]), draws=draws[:, :3]),
                        data.strong(unlabeled, draws=draws[B:, 3:])])             # (B + 2U, 3, H, W)
-    images = data.normalize(views, run.mean, run.std).contiguous(memory_format=torch.channels_last)
+    images = data.normalize(views, run.sets.mean, run.sets.std).contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=run.bf16):
         logits = run.forward(images)               # shared batch-norm statistics, as the authors have it
     logits_labeled, logits_weak, logits_strong = logits.float().split([B, U, U])
@@ -246,278 +227,262 @@ def train_step(run, method, threshold, labeled, labels, unlabeled, hidden, draws
 
 
 def mean_over_ranks(tensor):
-    """The mean of a tensor over all processes; itself in a run of one."""
+    """Mean of a tensor over all processes, in place; in a run of one, the tensor as it is."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
         tensor /= dist.get_world_size()
     return tensor
 
 
-@functools.lru_cache(maxsize=8)
-def permutation(size, *seeds):
-    return np.random.default_rng(seeds).permutation(size)
-
-
-def batch_indices(size, batch_size, step, *seeds):
-    """Indices of a step's batch: its place in an endless chain of permutations of 0..size-1.
-
-    A function of its arguments alone. Every image comes once an epoch; a batch larger than the set
-    goes on into the next permutation. Returns (batch_size,) int64.
-    """
-    first, last = step * batch_size, (step + 1) * batch_size
-    return torch.from_numpy(np.concatenate([
-        permutation(size, *seeds, epoch)[max(first - epoch * size, 0):last - epoch * size]
-        for epoch in range(first // size, (last - 1) // size + 1)]))
-
-
 # --------------------------------------------------------------------------------------- the run
 
-def place(images, device, room):
-    """Images on the device while `room` (bytes, a list of one) lasts, else in pinned host memory."""
-    if device.type == "cpu":
-        return images
-    if images.numel() <= room[0]:
-        room[0] -= images.numel()
-        return images.to(device)
-    return images.pin_memory()
-
-
-def gather(tensor, index, device):
-    """Rows of a tensor that may live in host memory, on the device."""
-    return tensor[index.to(tensor.device)].to(device, non_blocking=True)
-
-
-def prepare(settings):
-    """Load the data, build the network and all that a step changes. Raises ValueError or OSError."""
-    s, world = SimpleNamespace(**settings), int(os.environ.get("WORLD_SIZE", 1))
-    rank, cuda = int(os.environ.get("RANK", 0)), torch.cuda.is_available()
-    name = s.device if s.device != "auto" else "cuda" if cuda else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda") or device.type == "cuda" and (
-            (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"--device {s.device} is not here; there are the cpu and "
-                         f"{torch.cuda.device_count()} CUDA devices")
-    if device.type == "cuda":
-        device = torch.device("cuda", device.index or int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
-    if s.precision == "auto":
-        flags = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        native = (torch.cuda.is_bf16_supported() if device.type == "cuda"
-                  else flags.get("avx512_bf16") or flags.get("amx_bf16"))
-        s.precision = settings["precision"] = "bf16" if native else "fp32"
+def prepare(s):
+    """Load the data and build everything that a step needs or changes. Raises ValueError or OSError."""
+    device, rank, world = torch.device(s.device), *ranks()
     if s.batch_size % world:
         raise ValueError(f"--batch-size {s.batch_size} does not divide over {world} processes")
-
-    sets = data.load(s.dataset, s.data_dir, s.n1, s.m1, s.imb, s.imb_u, s.labeled_fraction,
-                     s.image_size, s.seed)
+    sets = data.load(s.dataset, s.data_dir, s.n1, s.m1, s.imb, s.imb_u, s.labeled_fraction, s.image_size, s.seed)
     K = len(sets.classes)
+
+    def prior(labels):
+        return (torch.bincount(labels, minlength=K) / len(labels)).to(device)
+
     if METHODS[s.method].source == "q_true" and sets.hidden_labels is None:
-        raise ValueError(f"--method {s.method} needs the true prior, and the unlabeled images of "
-                         f"{s.dataset} have no labels; choose another --method")
+        raise ValueError(f"--method {s.method} needs the true prior, but the unlabeled images have no labels")
+    q_true = None if sets.hidden_labels is None else prior(sets.hidden_labels)
+    p_labeled = prior(sets.labels)
+
     torch.manual_seed(s.seed)
-    model = build(s.model, K, s.bn_momentum).to(device, memory_format=torch.channels_last)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    scalar = functools.partial(torch.tensor, device=device)
-    run = SimpleNamespace(
-        model=model, forward=model, ema=EMA(model, s.ema), bf16=s.precision == "bf16",
-        estimator=PriorEstimator(K, s.prior_momentum, device), lr=scalar(s.lr), alpha=scalar(1.0),
-        temperature=scalar(1.0), ccr=scalar(0.0), totals=torch.zeros(5, device=device),
-        mean=sets.mean, std=sets.std, device=device, rank=rank, world=world, step=0, rows=[], seconds=0.0)
-    run.optimizer = torch.optim.SGD(
-        [dict(params=decayed, weight_decay=s.weight_decay), dict(params=others, weight_decay=0.0)],
-        lr=run.lr, momentum=0.9, nesterov=True, fused=True if device.type == "cuda" else None,
-        foreach=True if device.type == "cpu" else None)
-    run.p_labeled = (torch.bincount(sets.labels, minlength=K) / len(sets.labels)).to(device)
-    run.q_true = None
-    if sets.hidden_labels is not None:
-        run.q_true = (torch.bincount(sets.hidden_labels, minlength=K) / len(sets.hidden_labels)).to(device)
-    free = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0
-    room = [s.device_memory * 1e9 if s.device_memory is not None else free]
-    run.sets = sets._replace(labels=sets.labels.to(device), **{
-        name: place(getattr(sets, name), device, room) for name in ("unlabeled", "labeled", "test")})
-    return run
+    model = models.build(s.model, K, s.bn_momentum)
+    forward = model.to(device, memory_format=torch.channels_last)
+    if world > 1:
+        if device.type == "cuda":
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        forward = torch.nn.parallel.DistributedDataParallel(model)
+    lr = torch.tensor(s.lr, device=device)
+    optimizer = torch.optim.SGD(models.parameter_groups(model, s.weight_decay), lr, momentum=0.9, nesterov=True,
+                                **({"fused": True} if device.type == "cuda" else {"foreach": True}))
+    room = math.inf if device.type == "cpu" else (
+        torch.cuda.mem_get_info(device)[0] / 2 if s.device_memory is None else s.device_memory * 1e9)
+    sets = data.place(sets, device, room)
+    return SimpleNamespace(
+        device=device, rank=rank, world=world, sets=sets, bf16=s.precision == "bf16", forward=forward,
+        p_labeled=p_labeled, q_true=q_true, lr=lr, alpha=torch.ones((), device=device),
+        # from here on: what a checkpoint holds
+        model=model, ema=models.EMA(model, s.ema), optimizer=optimizer,
+        estimator=PriorEstimator(K, s.prior_momentum, device),
+        temperature=torch.ones((), device=device), ccr=torch.zeros((), device=device),
+        totals=torch.zeros(5, device=device), step=0, seconds=0.0, rows=[])
 
 
 def snapshot(run, settings):
-    """Everything the next step depends on and the log so far; random states follow from the step."""
-    return {"settings": settings, "step": run.step, "model": run.model.state_dict(),
-            "ema": run.ema.model.state_dict(), "optimizer": run.optimizer.state_dict(),
-            "estimator": run.estimator.state_dict(), "temperature": run.temperature, "ccr": run.ccr,
-            "totals": run.totals, "rows": run.rows, "seconds": run.seconds}
+    """Everything the next step depends on, and the log so far; random numbers follow from the step."""
+    return {"settings": settings, "model": run.model.state_dict(), "ema": run.ema.model.state_dict(),
+            "optimizer": run.optimizer.state_dict(), "estimator": run.estimator.state_dict(),
+            "temperature": run.temperature, "ccr": run.ccr, "totals": run.totals,
+            "step": run.step, "seconds": run.seconds, "rows": run.rows}
 
 
 def restore(run, state):
-    """Put a snapshot back."""
-    run.model.load_state_dict(state["model"])
+    """Put a snapshot back into a prepared run."""
+    for name in ("model", "optimizer", "estimator"):
+        getattr(run, name).load_state_dict(state[name])
     run.ema.model.load_state_dict(state["ema"])
-    run.estimator.load_state_dict(state["estimator"])
-    run.optimizer.load_state_dict(state["optimizer"])
     for group in run.optimizer.param_groups:
         group["lr"] = run.lr  # the tensor that the loop fills
     for name in ("temperature", "ccr", "totals"):
         getattr(run, name).copy_(state[name])
-    run.step, run.rows, run.seconds = state["step"], state["rows"], state["seconds"]
-
-
-def evaluation(run, settings, since):
-    """Metrics of the EMA network on the test set, and a row of log.csv. Returns (metrics, logits, row)."""
-    logits = predict(run.ema.model, run.sets.test, run.mean, run.std, run.device)
-    found = metrics(logits, run.sets.test_labels)
-    totals = (mean_over_ranks(run.totals.clone()) / (run.step - since)).tolist()
-    q_hat, K = run.estimator.q_hat.cpu(), len(run.p_labeled)
-    kl_true = kl_divergence(run.q_true.cpu(), q_hat).item() if run.q_true is not None else math.nan
-    row = {"step": run.step, "seconds": round(run.seconds, 2), "lr": run.lr.item(),
-           "alpha": alpha_schedule(run.step, settings["steps"], settings["alpha_min"], settings["d"]),
-           "loss_s": totals[0], "loss_u": totals[1], "loss_uc": totals[2], "mask_rate": totals[3],
-           "pseudo_label_accuracy": totals[4] / totals[3] if totals[3] > 0 else math.nan,
-           "kl_q_qhat": kl_true, "kl_uniform_qhat": kl_divergence(uniform(K), q_hat).item(),
-           "temperature": run.temperature.item()}
-    return found, logits, row | {k: v for k, v in found.items() if k not in ("per_class_accuracy", "brier")}
-
-
-def write_log(directory, rows):
-    """log.csv from the rows of the checkpoint, so that the two never disagree."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(directory / "log.csv", text.getvalue().encode())
+    run.step, run.seconds, run.rows = state["step"], state["seconds"], state["rows"]
 
 
 def save(run, settings, directory):
-    """Checkpoint and log; a full disk is a warning, the last good checkpoint stays."""
+    """Checkpoint, then log.csv from the same rows. A full disk is a warning; what was there stays."""
     if run.rank == 0:
         try:
-            save_checkpoint(directory / "checkpoint.pt", snapshot(run, settings))
-            if run.rows:
-                write_log(directory, run.rows)
+            models.save_checkpoint(directory / "checkpoint.pt", snapshot(run, settings))
+            evaluate.write_log(directory, run.rows)
         except OSError as error:
-            print(f"warning: step {run.step} could not be saved ({error}); training goes on, the last "
-                  "good checkpoint stays", file=sys.stderr)
-
-
-def say(text, live=False):
-    """A line on standard output; a live one is overwritten by the next, and only shown on a terminal."""
-    terminal = sys.stdout.isatty()
-    if not live:
-        print(("\r\033[K" if terminal else "") + text, flush=True)
-    elif terminal:
-        print("\r\033[K" + text, end="", flush=True)
-
-
-def clock(seconds):
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+            print(f"warning: step {run.step} could not be saved ({error}); training goes on, the last good "
+                  f"checkpoint stays", file=sys.stderr, flush=True)
 
 
 def train(run, settings, directory):
-    """The loop, from run.step to the last step. Returns the exit status, 0 or 128 + signal."""
-    s, method, sets = SimpleNamespace(**settings), METHODS[settings["method"]], run.sets
+    """The loop, from run.step to the last step. Returns the exit status: 0, or 128 + signal.
+
+    Raises FloatingPointError when a loss is not finite, OSError when the result cannot be written.
+    """
+    s, method, sets, device = SimpleNamespace(**settings), METHODS[settings["method"]], run.sets, run.device
     mu = s.mu if method.consistency else 0
-    mine = slice(run.rank, None, run.world)
-    step_function = train_step
-    if s.compile == "on" or s.compile == "auto" and run.device.type == "cuda":
-        try:
-            torch.compile(lambda x: x + 1)(torch.zeros(1, device=run.device))
-            step_function = torch.compile(train_step)
-        except Exception as error:  # whatever a missing compiler raises
-            say(f"no working compiler here ({str(error).splitlines()[0]}), running eagerly")
-    stop = []
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda number, frame: stop.append(number))
-    first, begun, shown, saved = run.step, time.time(), 0.0, time.time()
-    before = run.seconds
-    evaluated = run.rows[-1]["step"] if run.rows else 0
-    bad = torch.full((), math.inf, device=run.device)
+    mine = slice(run.rank, None, run.world)        # this process's part of the global batch
+    step_function = models.compiled(train_step, s.compile, device)
+    stop, bad = [], torch.full((), math.inf, device=device)
+    for name in (signal.SIGINT, signal.SIGTERM):   # once: finish the step, save, exit; twice: at once
+        signal.signal(name, lambda number, _: (stop.append(number), signal.signal(number, signal.SIG_DFL)))
+    progress = Progress(run, s.steps)
+    since, saved, logits = run.rows[-1]["step"] if run.rows else 0, time.time(), None
 
     while run.step < s.steps:
         step = run.step
         run.lr.fill_(s.lr * math.cos(7 * math.pi * step / (16 * s.steps)))
         run.alpha.fill_(alpha_schedule(step, s.steps, s.alpha_min, s.d))
-        if method.ccr and step == s.warmup_steps:
-            prior = run.q_true if method.source == "q_true" else run.estimator.q_hat
-            run.temperature.copy_(imbalance_temperature(prior))  # read once, frozen from here on
+        if method.ccr and step == s.warmup_steps:  # T is read once and frozen, as the authors have it
+            run.temperature.copy_(imbalance_temperature(run.q_true if method.source == "q_true"
+                                                        else run.estimator.q_hat))
             run.ccr.fill_(1.0)
-        index = batch_indices(len(sets.labeled), s.batch_size, step, s.seed, 0)[mine]
-        others = batch_indices(len(sets.unlabeled), s.batch_size * mu, step, s.seed, 1)[mine]
+        labeled = data.batch_indices(len(sets.labeled), s.batch_size, step, s.seed, 0)[mine]
+        unlabeled = data.batch_indices(len(sets.unlabeled), s.batch_size * mu, step, s.seed, 1)[mine]
         draws = np.random.default_rng((s.seed, 2, step)).random((s.batch_size * (1 + mu), 15), np.float32)
         draws = np.concatenate([draws[:s.batch_size][mine], draws[s.batch_size:][mine]])
         loss = step_function(
-            run, method, s.threshold, gather(sets.labeled, index, run.device),
-            gather(sets.labels, index, run.device), gather(sets.unlabeled, others, run.device),
-            None if sets.hidden_labels is None else gather(sets.hidden_labels, others, run.device),
-            torch.from_numpy(draws).to(run.device, non_blocking=True))
-        bad = torch.where(torch.isfinite(loss) | bad.isfinite(), bad, step)
+            run, method, s.threshold, data.gather(sets.labeled, labeled, device),
+            data.gather(sets.labels, labeled, device), data.gather(sets.unlabeled, unlabeled, device),
+            data.gather(sets.hidden_labels, unlabeled, device), torch.from_numpy(draws).to(device))
+        bad = torch.where(torch.isfinite(loss) | torch.isfinite(bad), bad, step)
         run.step += 1
-        now = time.time()
-        run.seconds = before + now - begun
-        due = run.step % s.eval_every == 0 or run.step == s.steps
-        stopping = bool(stop) if run.world == 1 else agreed(stop, run)
-        if due or stopping or now - shown > 1 or run.device.type == "cpu":
-            if bad.isfinite():
-                raise FloatingPointError(f"the loss is not finite at step {int(bad)}; the last good "
-                                         f"checkpoint stays in {directory}; a lower --lr may help")
-        if now - shown > 1:
-            rate = (run.step - first) / (now - begun)
-            say(f"step {run.step}/{s.steps}  loss {loss.item():.3f}  {rate:.1f} steps/s  "
-                f"ETA {clock((s.steps - run.step) / rate)}", live=True)
-            shown = now
-        if due:
-            found, logits, row = evaluation(run, settings, evaluated)
-            run.rows.append(row)
+
+        evaluating = run.step % s.eval_every == 0 or run.step == s.steps
+        stopping = agreed(stop, run)
+        if evaluating or stopping or progress.due() or device.type == "cpu":  # on CUDA reading waits
+            if torch.isfinite(bad):
+                raise FloatingPointError(f"the loss is not finite at step {int(bad)}; the last good checkpoint "
+                                         f"stays in {directory}, a lower --lr may help")
+        if progress.due():
+            progress.show(since)
+        if evaluating:
+            logits = evaluate.predict(run.ema.model, sets.test, sets.mean, sets.std, device)
+            averages = (mean_over_ranks(run.totals) / (run.step - since)).tolist()
+            alpha = alpha_schedule(run.step, s.steps, s.alpha_min, s.d)
+            run.seconds = progress.seconds()
+            run.rows.append(evaluate.log_row(run, logits, alpha, averages))
             run.totals.zero_()
-            evaluated = run.step
-            rate = (run.step - first) / (now - begun)
-            say(f"step {run.step}/{s.steps}  loss {row['loss_s'] + row['loss_u'] + row['loss_uc']:.3f}  "
-                f"mask {row['mask_rate']:.2f}  balanced accuracy {100 * row['balanced_accuracy']:.1f}  "
-                f"ECE {100 * row['ece']:.1f}  {rate:.1f} steps/s  ETA {clock((s.steps - run.step) / rate)}")
-        if due or stopping or now - saved > 120:
+            since = run.step
+            progress.show(since, line=True)
+        if evaluating or stopping or time.time() - saved > 120:
+            run.seconds = progress.seconds()
             save(run, settings, directory)
             saved = time.time()
         if stopping:
-            say(f"stopped at step {run.step}; the same command continues")
-            return 128 + stop[0]
-    finish(run, settings, directory, found, logits)
+            say(f"stopped after step {run.step}; the same command continues")
+            return 128 + (stop or [signal.SIGTERM])[0]
+    if logits is None:
+        logits = evaluate.predict(run.ema.model, sets.test, sets.mean, sets.std, device)
+    if run.rank == 0:
+        evaluate.write_result(directory, run, logits)
     return 0
 
 
-def finish(run, settings, directory, found, logits):
-    """result.json: the last metrics, the mean of the last 20 evaluations, what the pictures need."""
-    last = run.rows[-20:]
-    result = found | {k: run.rows[-1][k] for k in ("kl_q_qhat", "kl_uniform_qhat", "temperature", "step")}
-    result |= {"per_class_accuracy": found["per_class_accuracy"].tolist(),
-               "balanced_accuracy_last20": sum(r["balanced_accuracy"] for r in last) / len(last),
-               "reliability": reliability(logits.double().softmax(1), run.sets.test_labels).tolist(),
-               "classes": run.sets.classes, "q_hat": run.estimator.q_hat.tolist(),
-               "q_true": None if run.q_true is None else run.q_true.tolist(),
-               "labeled_counts": torch.bincount(run.sets.labels.cpu()).tolist(),
-               "seconds": round(run.seconds, 1)}
-    if run.rank == 0:
-        write_whole(directory / "result.json", json.dumps(result, indent=1).encode())
-
-
 def agreed(stop, run):
-    raise NotImplementedError
+    """Whether any process was told to stop: all of them must leave the loop after the same step."""
+    if run.world == 1 or run.device.type == "cuda" and run.step % 16:
+        return bool(stop) and run.world == 1
+    return mean_over_ranks(torch.tensor(float(bool(stop)), device=run.device)).item() > 0
+
+
+class Progress:
+    """The status line: live on a terminal, a plain line a minute and at each evaluation elsewhere."""
+
+    def __init__(self, run, steps):
+        self.run, self.steps, self.first = run, steps, run.step
+        self.begun = self.shown = time.time()
+        self.before, self.live, self.told = run.seconds, sys.stdout.isatty(), False
+
+    def seconds(self):
+        """Seconds that this run has trained, earlier sittings included."""
+        return round(self.before + time.time() - self.begun, 2)
+
+    def due(self):
+        return time.time() - self.shown > (1 if self.live else 60)
+
+    def show(self, since, line=False):
+        """since: the step that run.totals was last set to zero at."""
+        run, taken = self.run, self.run.step - since
+        left = (self.steps - run.step) * (time.time() - self.begun) / (run.step - self.first)
+        row = run.rows[-1] if run.rows else {}
+        loss, mask = (sum(run.totals[:3].tolist()) / taken, run.totals[3].item() / taken) if taken else (
+            row["loss_s"] + row["loss_u"] + row["loss_uc"], row["mask_rate"])
+        text = (f"step {run.step}/{self.steps}  loss {loss:.3f}  mask {mask:.2f}  balanced accuracy "
+                f"{100 * row.get('balanced_accuracy', math.nan):.1f}  "
+                f"{(run.step - self.first) / (time.time() - self.begun):.1f} steps/s  ETA "
+                f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}")
+        if not self.told and left > 3600 and run.device.type == "cpu":
+            say(f"without a GPU this takes about {left / 3600:.0f} hours; --steps "
+                f"{int(3600 * (run.step - self.first) / (time.time() - self.begun))} fits an hour")
+        self.told, self.shown = True, time.time()
+        say(text, end="" if self.live and not line else "\n")
+
+
+def say(text, end="\n"):
+    """A line on standard output; on a terminal it replaces the live one."""
+    print(("\r\033[K" if sys.stdout.isatty() else "") + text, end=end, flush=True)
+
+
+def ranks():
+    """(rank, number of processes) as torchrun says them, (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def open_run(settings, directory):
+    """What the directory holds: ("new" | "unfinished" | "finished", checkpoint state or None).
+
+    Raises ValueError when it holds a run of other settings, naming one, or a damaged checkpoint.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"--out {directory} is a file; name a directory")
+    if settings["fresh"] or not directory.exists():
+        return "new", None
+    state = models.load_checkpoint(directory / "checkpoint.pt")
+    config = directory / "config.json"
+    for found in ([evaluate.read_json(config)] if config.exists() else []) + ([state["settings"]] if state else []):
+        for name, value in settings.items():
+            if name not in FREE and found.get(name) != value:
+                raise ValueError(f"{directory} holds a run with --{name.replace('_', '-')} {found.get(name)}, not "
+                                 f"{value}; name another --out, or start over with --fresh")
+    return ("finished" if (directory / "result.json").exists() else "unfinished" if state else "new"), state
 
 
 def main(argv=None):
+    """The command line. Returns the exit status: 0, 1 a fault, 2 a mistake of the user, 128 + signal."""
+    rank, world = ranks()
     try:
         settings = parse(argv)
-        directory = Path(settings["out"])
-        run = prepare(settings)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory, held = Path(settings["out"]), None
+        if world > 1:
+            dist.init_process_group("nccl" if settings["device"].startswith("cuda") else "gloo")
+            sys.stdout = sys.stdout if rank == 0 else open(os.devnull, "w")
+        if rank == 0 and directory.is_dir():
+            held = models.hold(directory)
+        status, state = open_run(settings, directory)
+        if status == "finished":
+            say(evaluate.summary(directory))
+            return 0
+        run = prepare(SimpleNamespace(**settings))
+        if state:
+            restore(run, state)
+        if rank == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            held = held or models.hold(directory)
+            if settings["fresh"]:
+                for name in ("checkpoint.pt", "previous-checkpoint.pt", "log.csv", "result.json"):
+                    (directory / name).unlink(missing_ok=True)
+            evaluate.write_config(directory, settings)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_whole(directory / "config.json", json.dumps(settings, indent=1).encode())
-    status = train(run, settings, directory)
-    r = json.load(open(directory / "result.json"))
-    say(f"bal {100*r['balanced_accuracy']:.1f} last20 {100*r['balanced_accuracy_last20']:.1f} ECE {100*r['ece']:.1f} MCE {100*r['mce']:.1f} KL {r['kl_q_qhat']:.3f} sec {r['seconds']}")
-    return status
+    except KeyboardInterrupt:
+        return 130
+    sets = run.sets
+    say(f"{settings['method']} on {settings['dataset']}: {len(sets.classes)} classes, {len(sets.labels)} labeled and "
+        f"{len(sets.unlabeled)} unlabeled images, {settings['model']} with "
+        f"{sum(p.numel() for p in run.model.parameters()):,} parameters; {run.device}, {settings['precision']}"
+        + f", continued at step {run.step}" * bool(state))
+    try:
+        code = train(run, settings, directory)
+    except (FloatingPointError, OSError, dist.DistError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if code == 0 and rank == 0:
+        say(evaluate.summary(directory))
+    return code
 
 
 if __name__ == "__main__":
