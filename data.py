@@ -83,7 +83,7 @@ def split(labels, labeled_counts, unlabeled_counts, seed):
 
 
 def load(dataset, data_dir="data", n1=None, m1=None, imb=1.0, imb_u=1.0, labeled_fraction=None,
-         image_size=32, seed=0, shapes_noise=0.1):
+         image_size=32, seed=0):
     """Load a data set and split it: `shapes`, `cifar10`, `cifar100`, `stl10` or `folder`.
 
     n1, m1: head counts of the labeled and unlabeled set, imb, imb_u: their gammas (below 1 =
@@ -232,7 +232,7 @@ SHAPES = {  # signed distances on the plane, negative inside; x, y in units of t
     "bar": lambda x, y: torch.maximum(x.abs() - 1, y.abs() - 0.3)}
 
 
-def shapes(per_class, seed, size=16, noise=0.1):
+def shapes(per_class, seed, size=16, noise=0.2):
     """The embedded data: ten kinds of small figures at random place, size, angle, colours, noise.
 
     per_class: images of each class; seed: the images depend on it alone; noise: its standard

@@ -78,6 +78,7 @@ def imbalance_temperature(q_hat):
     step that uses complementary consistency, and keeps it from then on.
     Raises ValueError when q_hat is no prior.
     """
+    check_prior(q_hat, "q_hat")
     balanced = uniform(q_hat.numel(), q_hat.device, q_hat.dtype)
     return kl_divergence(balanced, q_hat).exp()
 

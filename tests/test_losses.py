@@ -1,0 +1,177 @@
+"""losses.py: the authors' numbers, gradients, and the identities that hold the family together."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from losses import adjust, complementary_loss, confidence_mask, consistency_loss, supervised_loss
+from priors import PriorEstimator, alpha_schedule, imbalance_temperature, smooth, uniform
+
+CASES = json.loads((Path(__file__).parent / "reference_losses.json").read_text())["cases"]
+
+
+def tensors(case):
+    return {k: torch.tensor(v, dtype=torch.int64 if k == "labels" else torch.float64)
+            for k, v in case.items() if isinstance(v, list)}
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    logits_strong = torch.randn(16, 5, dtype=torch.float64) * 3
+    probs = (torch.randn(16, 5, dtype=torch.float64) * 4).softmax(1)
+    return logits_strong, probs, confidence_mask(probs, 0.8)
+
+
+def prior(*counts):
+    counts = torch.tensor(counts, dtype=torch.float64)
+    return counts / counts.sum()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_to_the_authors_code_to_1e_6(case):
+    t, expected = tensors(case), case["expected"]
+    alpha = alpha_schedule(case["step"], case["total_steps"], case["alpha_min"], case["d"])
+    temperature = imbalance_temperature(t["q_hat"])
+    q_smooth = smooth(t["q_hat"], alpha)
+    probs = t["logits_weak"].softmax(1)
+    mask = confidence_mask(probs, case["threshold"])
+    estimator = PriorEstimator(len(t["q_hat"])).double()
+    estimator.q_hat.copy_(t["q_hat"])
+    estimator.update(probs)
+    unlabeled = (t["logits_strong"], probs, mask, t["q_hat"], q_smooth)
+    found = {"alpha": alpha, "temperature": temperature.item(), "mask": mask.tolist(),
+             "supervised": supervised_loss(t["logits_labeled"], t["labels"], t["p_labeled"], q_smooth).item(),
+             "consistency": consistency_loss(*unlabeled).item(),
+             "complementary": complementary_loss(*unlabeled, temperature).item(),
+             "q_hat_next": estimator.q_hat.tolist()}
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_the_gradients_are_right():
+    torch.manual_seed(1)
+    logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    probs, labels = torch.randn(6, 4, dtype=torch.float64).softmax(1), torch.tensor([0, 1, 2, 3, 0, 1])
+    p, q = prior(8, 4, 2, 1), smooth(prior(1, 2, 3, 4), 0.4)
+    mask = confidence_mask(probs, 0.4)
+    assert torch.autograd.gradcheck(lambda f: supervised_loss(f, labels, p, q), logits)
+    assert torch.autograd.gradcheck(lambda f: consistency_loss(f, probs, mask, p, q), logits)
+    assert torch.autograd.gradcheck(lambda f: complementary_loss(f, probs, mask, p, q, 1.7), logits)
+
+
+def test_no_gradient_flows_into_the_weak_prediction(batch):
+    logits, probs, mask = batch
+    logits, probs = logits.requires_grad_(), probs.requires_grad_()
+    (consistency_loss(logits, probs, mask, None, None)
+     + complementary_loss(logits, probs, mask, None, None, 1.3)).backward()
+    assert probs.grad is None and logits.grad.abs().sum() > 0
+
+
+def test_alpha_one_leaves_fixmatch_unchanged(batch):
+    q_hat = prior(5, 4, 3, 2, 1)
+    assert torch.equal(consistency_loss(*batch, q_hat, smooth(q_hat, 1.0)), consistency_loss(*batch, None, None))
+
+
+def test_q_hat_equal_to_p_labeled_turns_flexda_into_udal(batch):
+    """UDAL smooths P_L, FlexDA Qhat; where the two priors agree, so do the losses, at every alpha."""
+    p_labeled = prior(50, 20, 10, 5, 1)
+    q_hat = p_labeled.clone()
+    for alpha in (1.0, 0.6, 0.1):
+        udal, flexda = smooth(p_labeled, alpha), smooth(q_hat, alpha)
+        assert torch.equal(consistency_loss(*batch, q_hat, udal), consistency_loss(*batch, q_hat, flexda))
+        # the unsmoothed UDAL ratio written out: P_L^(1 - alpha), up to a constant that softmax ignores
+        power = (batch[0] + (1 - alpha) * p_labeled.log()).log_softmax(1)
+        torch.testing.assert_close(adjust(batch[0], q_hat, flexda).log_softmax(1), power, atol=1e-7, rtol=0)
+
+
+def test_uniform_priors_turn_everything_into_fixmatch(batch):
+    flat, labels = uniform(5, dtype=torch.float64), torch.arange(16) % 5
+    q_smooth = smooth(flat, 0.3)
+    torch.testing.assert_close(supervised_loss(batch[0], labels, flat, q_smooth),
+                               torch.nn.functional.cross_entropy(batch[0], labels))
+    torch.testing.assert_close(consistency_loss(*batch, flat, q_smooth), consistency_loss(*batch, None, None))
+
+
+def test_the_two_masks_partition_the_batch(batch):
+    """With T = 1 and one-hot weak predictions, L_u on M and L_uc on 1 - M add up to L_u on all."""
+    logits, probs, _ = batch
+    one_hot = torch.nn.functional.one_hot(probs.argmax(1), 5).double()
+    mask = (torch.arange(16) % 3 == 0).double()
+    parts = consistency_loss(logits, one_hot, mask, None, None) + complementary_loss(logits, one_hot, mask, None, None, 1.0)
+    torch.testing.assert_close(parts, consistency_loss(logits, one_hot, torch.ones(16), None, None))
+
+
+def test_a_masked_sample_counts_as_zero_in_a_mean_over_all(batch):
+    logits, probs, _ = batch
+    mask = torch.zeros(16, dtype=torch.float64)
+    mask[3] = 1
+    alone = torch.nn.functional.cross_entropy(logits[3:4], probs[3:4].argmax(1))
+    torch.testing.assert_close(consistency_loss(logits, probs, mask, None, None), alone / 16)
+    assert consistency_loss(logits, probs, mask * 0, None, None) == 0
+    assert complementary_loss(logits, probs, mask * 0 + 1, None, None, 2.0) == 0
+
+
+def test_complementary_loss_is_least_where_the_network_agrees_with_itself(batch):
+    """Cross-entropy to p^(1/T) with logits / T is least at the logits of p, for every T."""
+    _, probs, _ = batch
+    for temperature in (1.0, 1.5, 4.0):
+        logits = probs.log().clone().requires_grad_()
+        complementary_loss(logits, probs, torch.zeros(16), None, None, temperature).backward()
+        assert logits.grad.abs().max() < 1e-12
+
+
+def test_a_higher_temperature_softens_the_targets():
+    probs, logits = torch.tensor([[0.9, 0.1]]).double(), torch.zeros(1, 2).double().requires_grad_()
+    for temperature in (1.0, 2.0):
+        logits.grad = None
+        complementary_loss(logits, probs, torch.zeros(1), None, None, temperature).backward()
+        target = 9 ** (1 / temperature) / (9 ** (1 / temperature) + 1)
+        assert logits.grad[0, 0].item() == pytest.approx((0.5 - target) / temperature)
+
+
+def test_the_mask_takes_the_threshold_itself():
+    assert confidence_mask(torch.tensor([[0.95, 0.05], [0.94, 0.06]]), 0.95).tolist() == [1, 0]
+
+
+def test_training_at_one_prior_and_adjusting_gives_the_bayes_classifier_at_another():
+    """Two classes, one binary feature, P(x=1|y) = .8, .3: everything is exact.
+
+    The logits that minimise the adjusted loss at the labeled prior (.9, .1) are those of the Bayes
+    classifier at the uniform target: log P(x|y). Plain cross-entropy would answer class 0 for x = 1
+    and for x = 0 alike.
+    """
+    likelihood = torch.tensor([[0.2, 0.7], [0.8, 0.3]], dtype=torch.float64)   # [x, y]
+    source, target = prior(9, 1), prior(1, 1)
+    bayes = likelihood.log()
+    posterior = (likelihood * source).div((likelihood * source).sum(1, keepdim=True))
+    torch.testing.assert_close(adjust(bayes, source, target).softmax(1), posterior, atol=1e-7, rtol=0)
+    assert bayes.argmax(1).tolist() == [1, 0] and posterior.argmax(1).tolist() == [0, 0]
+
+
+def test_precision_is_kept():
+    for dtype in (torch.float32, torch.float64):
+        logits, probs = torch.zeros(2, 3, dtype=dtype), torch.full((2, 3), 1 / 3, dtype=dtype)
+        q = uniform(3, dtype=dtype)
+        assert supervised_loss(logits, torch.tensor([0, 1]), q, q).dtype == dtype
+        assert complementary_loss(logits, probs, torch.zeros(2, dtype=dtype), q, q, 1.2).dtype == dtype
+
+
+def test_a_prediction_of_exactly_zero_stays_finite():
+    probs = torch.tensor([[1.0, 0.0, 0.0]])
+    loss = complementary_loss(torch.zeros(1, 3), probs, torch.zeros(1), None, None, 1.4)
+    assert loss.item() == pytest.approx(math.log(3))
+
+
+def test_a_prior_entry_near_1e_minus_9_stays_finite():
+    q = torch.tensor([1e-9, 0.5, 0.5])
+    assert adjust(torch.zeros(2, 3), q, smooth(q, 0.1)).isfinite().all()
+
+
+@pytest.mark.parametrize("source, target", [(uniform(3), uniform(4)), (uniform(4), uniform(4)), (uniform(3), None)])
+def test_priors_that_do_not_fit_the_logits_are_refused(source, target):
+    with pytest.raises(ValueError):
+        adjust(torch.zeros(2, 3), source, target)
