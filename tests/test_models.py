@@ -1,0 +1,213 @@
+"""models.py: WRN-28-2 as the paper has it, the moving average, and state on disk."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import models
+
+
+@pytest.fixture(scope="module")
+def wrn():
+    torch.manual_seed(0)
+    return models.wrn_28_2(10)
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_wrn_28_2_has_the_papers_parameters(wrn):
+    assert count(wrn) == 1_467_434
+
+
+def test_the_head_alone_grows_with_the_classes(wrn):
+    assert count(models.wrn_28_2(100)) - count(wrn) == 90 * 129
+
+
+def test_the_layers_are_the_papers(wrn):
+    convolutions = [m for m in wrn.modules() if isinstance(m, nn.Conv2d)]
+    assert [c.bias is not None for c in convolutions] == [True] + [False] * 27
+    assert len(wrn.blocks) == 12 and [wrn.blocks[i].conv2.out_channels for i in (0, 4, 8)] == [32, 64, 128]
+    assert [c.stride for c in convolutions].count((2, 2)) == 4  # two of the convolutions, two shortcuts
+    assert wrn.stem.out_channels == 16 and wrn.linear.in_features == 128
+
+
+def test_batch_norm_and_activation_settings(wrn):
+    norms = [m for m in wrn.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [n.eps for n in norms] == [1e-5] * (len(norms) - 1) + [1e-3]
+    assert {n.momentum for n in norms} == {0.001}
+    assert len(norms) == 12 * 2 - 2 + 1  # two blocks have no first batch-norm: the quirk
+    assert {m.negative_slope for m in wrn.modules() if isinstance(m, nn.LeakyReLU)} == {0.1}
+
+
+def test_the_quirk_raw_input_feeds_both_branches_in_groups_two_and_three(wrn):
+    """Against the block written out with plain functions, for the three kinds of block."""
+    def active(norm_and_relu, x):
+        return nn.functional.leaky_relu(norm_and_relu[0](x), 0.1)
+
+    torch.manual_seed(1)
+    wrn.eval()
+    for index, channels in ((0, 16), (1, 32), (4, 32), (8, 64)):
+        block, x = wrn.blocks[index], torch.randn(2, channels, 8, 8)
+        if index == 0:    # activated before the branches part
+            a = active(block.activate1, x)
+            expected = block.shortcut(a) + block.conv2(active(block.activate2, block.conv1(a)))
+        elif index == 1:  # the ordinary pre-activation block
+            expected = x + block.conv2(active(block.activate2, block.conv1(active(block.activate1, x))))
+        else:             # raw
+            expected = block.shortcut(x) + block.conv2(active(block.activate2, block.conv1(x)))
+        torch.testing.assert_close(block(x.clone()), expected)
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    model = models.wrn_28_2(10)
+    weight = model.blocks[10].conv1.weight  # fan-out = 128 * 9, leaky gain^2 = 2 / (1 + 0.1^2)
+    assert weight.std().item() == pytest.approx((2 / 1.01 / (128 * 9)) ** 0.5, rel=0.02)
+    assert model.linear.weight.std().item() == pytest.approx((2 / (128 + 10)) ** 0.5, rel=0.1)
+    assert model.linear.bias.abs().sum() == 0 and model.stem.bias.abs().sum() == 0
+
+
+@pytest.mark.parametrize("size", [16, 28, 32, 64, 96])
+def test_images_of_any_size_give_logits(size):
+    assert models.build("wrn-10-1", 7)(torch.randn(2, 3, size, size)).shape == (2, 7)
+
+
+def test_224_pixels_and_resnet50_and_k_2_and_k_1000():
+    assert models.build("wrn-10-1", 1000)(torch.randn(1, 3, 224, 224)).shape == (1, 1000)
+    assert models.build("resnet50", 127).eval()(torch.randn(1, 3, 64, 64)).shape == (1, 127)
+    assert models.build("wrn-16-2", 2)(torch.randn(2, 3, 32, 32)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["resnet51", "wrn-28", "wrn-27-2", "wrn-4-1", "wrn-28-0", "", "wrn-28-2x"])
+def test_unknown_networks_are_refused(name):
+    with pytest.raises(ValueError):
+        models.build(name, 10)
+
+
+def test_the_average_follows_a_hand_computed_sequence():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1, affine=False))
+    nn.init.constant_(model[0].weight, 1.0)
+    average = models.EMA(model, decay=0.9)
+    for value, expected in ((2.0, 1.1), (3.0, 1.29), (-1.0, 1.061)):
+        nn.init.constant_(model[0].weight, value)
+        average.update(model)
+        assert average.model[0].weight.item() == pytest.approx(expected)
+
+
+def test_the_averages_buffers_are_copies():
+    model = nn.BatchNorm1d(3)
+    average = models.EMA(model, decay=0.9)
+    model(torch.randn(20, 3) * 5 + 7)
+    average.update(model)
+    assert torch.equal(average.model.running_mean, model.running_mean)
+    assert average.model.num_batches_tracked == 1 and not average.model.training
+
+
+def test_weight_decay_spares_batch_norm_and_biases(wrn):
+    decayed, spared = models.parameter_groups(wrn, 5e-4)
+    assert decayed["weight_decay"] == 5e-4 and spared["weight_decay"] == 0
+    assert {p.ndim for p in decayed["params"]} == {2, 4} and {p.ndim for p in spared["params"]} == {1}
+    assert sum(p.numel() for g in (decayed, spared) for p in g["params"]) == count(wrn)
+
+
+# ---------------------------------------------------------------------------------- state on disk
+
+def test_a_checkpoint_comes_back_and_the_one_before_is_kept(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    assert models.load_checkpoint(path) is None
+    for step in (1, 2):
+        models.save_checkpoint(path, {"step": step, "tensor": torch.arange(4)})
+    assert models.load_checkpoint(path)["step"] == 2
+    assert models.load_checkpoint(models.previous(path))["step"] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "previous-checkpoint.pt"]
+
+
+def test_between_the_two_renames_the_previous_one_is_taken(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    models.save_checkpoint(path, {"step": 1})
+    path.rename(models.previous(path))
+    assert models.load_checkpoint(path)["step"] == 1
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "empty":
+        content = b""
+    elif how == "truncated":
+        content = content[:len(content) // 2]
+    else:
+        content[content.index(b"\x07" * 64) + 5] ^= 1  # inside the tensor's own bytes
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated", "bit-flipped"])
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_previous_one_offered(tmp_path, how):
+    path = tmp_path / "checkpoint.pt"
+    for _ in range(2):
+        models.save_checkpoint(path, {"tensor": torch.full((1000,), 7, dtype=torch.uint8)})
+    damage(path, how)
+    with pytest.raises(ValueError, match="checkpoint.pt is damaged.* mv .*previous-checkpoint.pt") as error:
+        models.load_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"step": Evil()}, path)
+    with pytest.raises(ValueError, match="damaged or unsafe"):
+        models.load_checkpoint(path)
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match="damaged or unsafe"):
+        models.load_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "log.csv"
+    models.write_whole(path, b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError):
+        models.write_whole(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_a_directory_is_held_by_one_process_at_a_time(tmp_path):
+    first = models.hold(tmp_path)
+    with pytest.raises(ValueError, match="in use by another process"):
+        models.hold(tmp_path)
+    first.close()
+    models.hold(tmp_path).close()
+
+
+def test_bf16_is_not_chosen_where_the_processor_emulates_it(monkeypatch):
+    for flags, expected in (({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+        assert models.choose_device("cpu", "auto") == ("cpu", expected)
+    assert models.choose_device("cpu", "bf16") == ("cpu", "bf16")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "cuda:x", ""])
+def test_an_absent_device_is_refused(name):
+    with pytest.raises(ValueError, match="--device"):
+        models.choose_device(name, "fp32")
+
+
+def test_without_a_working_compiler_the_function_stays_and_one_line_says_so(monkeypatch, capsys):
+    def broken(function):
+        raise RuntimeError("no C++ compiler\nand more")
+    monkeypatch.setattr(torch, "compile", broken)
+    assert models.compiled(count, "on", torch.device("cpu")) is count
+    assert capsys.readouterr().err == "warning: torch.compile does not work here (no C++ compiler); running eagerly\n"
+    assert models.compiled(count, "auto", torch.device("cpu")) is count
