@@ -302,18 +302,17 @@ def affine(images, matrix):
     return pick(images, ((row * size + column) * inside).long()) * inside[:, None]
 
 
-def linear(v, *direction):
+def shift(v, *direction):
     """Affine matrices that leave the identity in a direction, (1, 0, 0, 0, 1, 0) + v direction."""
     basis = torch.tensor([(1, 0, 0, 0, 1, 0), direction], dtype=torch.float64, device=v.device)
     return basis[0] + v[:, None] * basis[1]
 
 
-def rotate(images, degrees):
-    """Counter-clockwise about the centre."""
-    angle, x, y = torch.deg2rad(degrees.double()), images.shape[3] / 2, images.shape[2] / 2
+def rotation(v, size):
+    """Affine matrices that turn by v degrees, counter-clockwise about the centre."""
+    angle, centre = torch.deg2rad(v.double()), size / 2
     cos, sin = angle.cos(), angle.sin()
-    return affine(images, torch.stack([cos, -sin, x - x * cos + y * sin,
-                                       sin, cos, y - x * sin - y * cos], dim=1))
+    return torch.stack([cos, -sin, centre * (1 - cos + sin), sin, cos, centre * (1 - cos - sin)], dim=1)
 
 
 def blend(degenerate, images, factor):
@@ -351,7 +350,7 @@ def posterize(images, bits):
     return images & (256 - 2 ** (8 - bits.int())).to(torch.uint8).view(-1, 1, 1, 1)
 
 
-OPERATIONS = {  # name: (function of images and their magnitudes, lowest, highest magnitude)
+COLOUR = {  # name: (function of images and their magnitudes, lowest, highest magnitude)
     "AutoContrast": (lambda images, _: TF.autocontrast(images), 0, 1),
     "Brightness": (lambda images, v: blend(torch.zeros_like(images), images, v), 0.05, 0.95),
     "Color": (lambda images, v: blend(grey(images), images, v), 0.05, 0.95),
@@ -359,33 +358,41 @@ OPERATIONS = {  # name: (function of images and their magnitudes, lowest, highes
     "Equalize": (lambda images, _: TF.equalize(images), 0, 1),
     "Identity": (lambda images, _: images, 0, 1),
     "Posterize": (posterize, 4, 8),
-    "Rotate": (rotate, -30, 30),
     "Sharpness": (sharpness, 0.05, 0.95),
-    "ShearX": (lambda images, v: affine(images, linear(v, 0, 1, 0, 0, 0, 0)), -0.3, 0.3),
-    "ShearY": (lambda images, v: affine(images, linear(v, 0, 0, 0, 1, 0, 0)), -0.3, 0.3),
-    "Solarize": (solarize, 0, 256),
-    "TranslateX": (lambda images, v: affine(images, linear(v, 0, 0, images.shape[3], 0, 0, 0)), -0.3, 0.3),
-    "TranslateY": (lambda images, v: affine(images, linear(v, 0, 0, 0, 0, 0, images.shape[2])), -0.3, 0.3)}
+    "Solarize": (solarize, 0, 256)}
+GEOMETRY = {  # name: (matrices from magnitudes and the image size, lowest, highest magnitude)
+    "Rotate": (rotation, -30, 30),
+    "ShearX": (lambda v, size: shift(v, 0, 1, 0, 0, 0, 0), -0.3, 0.3),
+    "ShearY": (lambda v, size: shift(v, 0, 0, 0, 1, 0, 0), -0.3, 0.3),
+    "TranslateX": (lambda v, size: shift(v, 0, 0, size, 0, 0, 0), -0.3, 0.3),
+    "TranslateY": (lambda v, size: shift(v, 0, 0, 0, 0, 0, size), -0.3, 0.3)}
+RANGES = [(low, high) for _, low, high in (*COLOUR.values(), *GEOMETRY.values())]
 
 
 def random_operation(images, choice, level):
-    """One of the OPERATIONS for each image, at level 0..1 of its range.
+    """One of the fourteen operations for each image, at level 0..1 of its range.
 
     choice, level: (N,) in [0, 1). On the CPU the images are sorted by operation and each is
-    computed for its own. A GPU computes all of them for all and then chooses: group sizes would
-    have to be read back, and so every step is the same sequence of kernels.
+    computed for its own. A GPU computes each for all and then chooses: the sizes of the groups
+    would have to be read back, and so every step is the same sequence of kernels.
     """
-    choice = (choice * len(OPERATIONS)).long()
+    size, choice = images.shape[-1], (choice * len(RANGES)).long()
+    low, high = torch.tensor(RANGES, device=images.device)[choice].T
+    v = low + (high - low) * level
     if images.is_cuda or torch.compiler.is_compiling():
-        for k, (operation, low, high) in enumerate(OPERATIONS.values()):
-            changed = operation(images, low + (high - low) * level)
-            images = torch.where((choice == k).view(-1, 1, 1, 1), changed, images)
-        return images
-    order, counts = choice.argsort(), torch.bincount(choice, minlength=len(OPERATIONS)).tolist()
-    parts = [operation(part, low + (high - low) * some) if len(part) else part
-             for part, some, (operation, low, high) in zip(
-                 images[order].split(counts), level[order].split(counts), OPERATIONS.values())]
-    return torch.cat(parts)[order.argsort()]
+        for k, (operation, _, _) in enumerate(COLOUR.values()):
+            images = torch.where((choice == k).view(-1, 1, 1, 1), operation(images, v), images)
+        matrices = shift(0 * v, 0, 0, 0, 0, 0, 0)
+        for k, (matrix, _, _) in enumerate(GEOMETRY.values(), len(COLOUR)):
+            matrices = torch.where((choice == k)[:, None], matrix(v, size), matrices)
+        return affine(images, matrices)
+    order = choice.argsort(stable=True)
+    images, v = images[order], v[order].split(torch.bincount(choice, minlength=len(RANGES)).tolist())
+    parts = images.split([*map(len, v[:len(COLOUR)]), sum(map(len, v[len(COLOUR):]))])
+    done = [operation(part, some) if len(part) else part
+            for part, some, (operation, _, _) in zip(parts, v, COLOUR.values())]
+    matrices = [matrix(some, size) for some, (matrix, _, _) in zip(v[len(COLOUR):], GEOMETRY.values())]
+    return torch.cat(done + [affine(parts[-1], torch.cat(matrices))])[order.argsort()]
 
 
 def cutout(images, draws):

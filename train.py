@@ -175,6 +175,8 @@ def complete(given):
         s["warmup_steps"] = preset["warmup_steps"] * s["steps"] // preset["steps"]
     if s["warmup_steps"] > s["steps"]:
         raise ValueError(f"--warmup-steps {s['warmup_steps']} is beyond --steps {s['steps']}")
+    with torch.device("meta"):
+        models.build(s["model"], 2)  # an unknown name is refused before anything is loaded
     s["device"], s["precision"] = models.choose_device(s["device"], s["precision"])
     imbalance = "" if s["imb"] is None else f"-imb{s['imb']:g}"
     s["out"] = s["out"] or f"runs/{s['dataset']}-{s['method']}-{s['shift']}{imbalance}-s{s['seed']}"
@@ -221,8 +223,8 @@ def train_step(run, method, threshold, labeled, labels, unlabeled, hidden, draws
     if method.consistency:                         # Qhat changes after the losses have used it
         run.estimator.update(mean_over_ranks(probs.mean(dim=0))[None])
     hits = mask * (probs.argmax(dim=1) == hidden) if hidden is not None else mask * math.nan
-    run.totals += torch.stack([loss_s.detach(), loss_u.detach(), loss_uc.detach(), mask.sum() / max(U, 1),
-                               hits.sum() / max(U, 1)])
+    run.totals.add_(torch.stack([loss_s.detach(), loss_u.detach(), loss_uc.detach(), mask.sum() / max(U, 1),
+                                 hits.sum() / max(U, 1)]))
     return loss.detach()
 
 

@@ -230,32 +230,48 @@ def from_pil(images):
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
+def operation(name, images, magnitude):
+    if name in data.COLOUR:
+        return data.COLOUR[name][0](images, magnitude)
+    return data.affine(images, data.GEOMETRY[name][0](magnitude, images.shape[-1]))
+
+
 def test_there_are_the_papers_fourteen_operations_with_its_ranges():
-    assert {name: (low, high) for name, (_, low, high) in data.OPERATIONS.items()} == dict(
-        AutoContrast=(0, 1), Brightness=(.05, .95), Color=(.05, .95), Contrast=(.05, .95), Equalize=(0, 1),
-        Identity=(0, 1), Posterize=(4, 8), Rotate=(-30, 30), Sharpness=(.05, .95), ShearX=(-.3, .3),
-        ShearY=(-.3, .3), Solarize=(0, 256), TranslateX=(-.3, .3), TranslateY=(-.3, .3))
+    assert {name: ends for name, (_, *ends) in (data.COLOUR | data.GEOMETRY).items()} == dict(
+        AutoContrast=[0, 1], Brightness=[.05, .95], Color=[.05, .95], Contrast=[.05, .95], Equalize=[0, 1],
+        Identity=[0, 1], Posterize=[4, 8], Rotate=[-30, 30], Sharpness=[.05, .95], ShearX=[-.3, .3],
+        ShearY=[-.3, .3], Solarize=[0, 256], TranslateX=[-.3, .3], TranslateY=[-.3, .3])
 
 
-@pytest.mark.parametrize("name", data.OPERATIONS)
+@pytest.mark.parametrize("name", PIL_OPERATIONS)
 def test_operation_equals_pil(name, pictures):
     """At 64 magnitudes over the range, its lower end included; AutoContrast may be off by one level."""
-    operation, low, high = data.OPERATIONS[name]
+    _, low, high = (data.COLOUR | data.GEOMETRY)[name]
     magnitude = low + (high - low) * torch.arange(64) / 64 * 0.999
-    ours = operation(pictures.clone(), magnitude).int()
+    ours = operation(name, pictures.clone(), magnitude).int()
     theirs = from_pil([PIL_OPERATIONS[name](to_pil(image), v.item()) for image, v in zip(pictures, magnitude)]).int()
-    difference = (ours - theirs).abs()
-    assert difference.max() <= (1 if name == "AutoContrast" else 0)
+    assert (ours - theirs).abs().max() <= (1 if name == "AutoContrast" else 0)
 
 
 @pytest.mark.parametrize("name", ["TranslateX", "TranslateY"])
-def test_translation_at_an_exact_tie_may_differ_by_a_pixel_and_nothing_else(name, pictures):
-    """Half-pixel shifts, where the nearest neighbour is not unique: at most every second image."""
+def test_translation_at_an_exact_tie_takes_one_of_the_two_neighbours(name, pictures):
+    """Half-pixel shifts, where the nearest neighbour is not unique: PIL's view a hair to either side."""
     magnitude = torch.arange(-9, 10) / 64
-    ours = data.OPERATIONS[name][0](pictures[:19].clone(), magnitude)
+    ours = operation(name, pictures[:19].clone(), magnitude)
     for k, v in enumerate(magnitude.tolist()):
         near = [np.asarray(PIL_OPERATIONS[name](to_pil(pictures[k]), v + tiny)) for tiny in (-1e-4, 1e-4)]
         assert any(np.array_equal(ours[k].permute(1, 2, 0).numpy(), one) for one in near)
+
+
+def test_each_image_gets_the_operation_and_magnitude_that_its_draws_name(pictures):
+    """Against PIL, one round: operation number floor(14 choice), magnitude low + (high - low) level."""
+    table = list((data.COLOUR | data.GEOMETRY).items())
+    choice, level = (torch.arange(64) % 14 + 0.5) / 14, torch.arange(64) / 64 * 0.998 + 0.0007
+    ours = data.random_operation(pictures.clone(), choice, level).int()
+    for image, view, c, l in zip(pictures, ours, choice.tolist(), level):
+        name, (_, low, high) = table[int(14 * c)]
+        expected = PIL_OPERATIONS[name](to_pil(image), (low + (high - low) * l).item())
+        assert (from_pil([expected])[0].int() - view).abs().max() <= (1 if name == "AutoContrast" else 0), name
 
 
 def test_sorted_by_operation_or_all_chosen_from_the_views_are_the_same(pictures, monkeypatch):
