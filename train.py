@@ -89,8 +89,9 @@ def number(kind, low, high=math.inf, ends="[]"):
 
 def parse(argv=None):
     """Command line to settings: the data set's preset, overridden by what is given."""
-    presets = "\n".join(f"  {name}: " + ", ".join(f"{k} {v}" for k, v in preset.items() if v is not None)
-                        for name, preset in PRESETS.items())
+    columns = [["", *PRESETS]] + [[name, *("-" if p[name] is None else str(p[name]) for p in PRESETS.values())]
+                                  for name in PAPER]
+    presets = "\n".join("  " + "".join(f"{cell:<17}" for cell in row).rstrip() for row in columns)
     parser = models.Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False, epilog="presets:\n" + presets,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     count, size, above_0 = number(int, 0), number(int, 1), number(float, 0, ends="(]")
@@ -320,6 +321,7 @@ def train(run, settings, directory):
     stop, bad = [], torch.full((), math.inf, device=device)
     for name in (signal.SIGINT, signal.SIGTERM):   # once: finish the step, save, exit; twice: at once
         signal.signal(name, lambda number, _: (stop.append(number), signal.signal(number, signal.SIG_DFL)))
+    advice = f"the last good checkpoint stays in {directory}, a lower --lr may help"
     progress = Progress(run, s.steps)
     since, saved, logits = run.rows[-1]["step"] if run.rows else 0, time.time(), None
 
@@ -346,12 +348,13 @@ def train(run, settings, directory):
         stopping = agreed(stop, run)
         if evaluating or stopping or progress.due() or device.type == "cpu":  # on CUDA reading waits
             if torch.isfinite(bad):
-                raise FloatingPointError(f"the loss is not finite at step {int(bad)}; the last good checkpoint "
-                                         f"stays in {directory}, a lower --lr may help")
+                raise FloatingPointError(f"the loss is not finite at step {int(bad)}; {advice}")
         if progress.due():
             progress.show(since)
         if evaluating:
             logits = evaluate.predict(run.ema.model, sets.test, sets.mean, sets.std, device)
+            if not torch.isfinite(logits).all():
+                raise FloatingPointError(f"the logits are not finite at step {run.step}; {advice}")
             averages = (mean_over_ranks(run.totals) / (run.step - since)).tolist()
             alpha = alpha_schedule(run.step, s.steps, s.alpha_min, s.d)
             run.seconds = progress.seconds()

@@ -1,0 +1,216 @@
+"""train.py: the family's table, the step, the files of a run, the command line."""
+
+import csv
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import models
+import train
+from losses import complementary_loss, confidence_mask, consistency_loss, supervised_loss
+from priors import alpha_schedule, imbalance_temperature, kl_divergence, smooth
+from test_data import cifar_files
+
+SMALL = "--steps 6 --batch-size 8 --eval-every 3 --model wrn-10-1 --bn-momentum 0.05 --image-size 16".split()
+
+
+@pytest.fixture
+def go(image_folder, tmp_path, monkeypatch):
+    """train.main on the small folder, in an empty directory; returns the exit status."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, split=("--n1", "20", "--m1", "20", "--imb", "4")):
+        return train.main(["--dataset", "folder", "--data-dir", str(image_folder), *split, *SMALL,
+                           *map(str, arguments)])
+    return run
+
+
+def rows(directory):
+    with open(directory / "log.csv") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+# -------------------------------------------------------------------------------------- the family
+
+def a_run(method, step=3, **changes):
+    """A prepared run on a few shapes, its batch, and the step's own numbers."""
+    settings = train.parse(["--batch-size", "8", "--n1", "20", "--m1", "40", "--imb", "4", "--method", method])
+    run = train.prepare(SimpleNamespace(**(settings | changes)))
+    run.estimator.q_hat.copy_(torch.arange(1, 11) / 55)
+    run.alpha.fill_(0.6)
+    run.temperature.fill_(1.3)
+    run.ccr.fill_(1.0)
+    sets, index, others = run.sets, torch.arange(8) * 3, torch.arange(16) * 5
+    draws = torch.from_numpy(np.random.default_rng(step).random((24, 15), np.float32))
+    batch = [sets.labeled[index], sets.labels[index], sets.unlabeled[others], sets.hidden_labels[others], draws]
+    if method == "supervised":
+        batch[2:] = [sets.unlabeled[:0], sets.hidden_labels[:0], draws[:8]]
+    return run, batch
+
+
+@pytest.mark.parametrize("method, p_labeled, source, target, soft", [
+    ("supervised", None, None, None, None), ("fixmatch", None, None, None, None),
+    ("ccr", None, None, None, "rest"), ("udal", "P", "Qhat", "P", None), ("flexda", "P", "Qhat", "Qhat", None),
+    ("adello", "P", "Qhat", "Qhat", "rest"), ("kd", "P", "Qhat", "Qhat", "all"), ("oracle", "P", "Q", "Q", "rest")])
+def test_every_method_is_the_papers_row_of_priors(method, p_labeled, source, target, soft):
+    """The table of the paper written out, against the loss that the step returns."""
+    run, batch = a_run(method)
+    labeled, labels, unlabeled, _, draws = batch
+    views = torch.cat([data.weak(torch.cat([labeled, unlabeled]), draws=draws[:, :3]),
+                       data.strong(unlabeled, draws=draws[8:, 3:])])
+    logits = run.model(data.normalize(views, run.sets.mean, run.sets.std)).detach()
+    f_x, f_w, f_s = logits.split([8, len(unlabeled), len(unlabeled)])
+    q = {None: None, "P": run.p_labeled, "Qhat": torch.arange(1, 11) / 55, "Q": run.q_true}
+    q_smooth = smooth(q[target], 0.6) if target else None
+    expected = supervised_loss(f_x, labels, q[p_labeled], q_smooth)
+    if method != "supervised":
+        p = f_w.softmax(1)
+        mask = confidence_mask(p)
+        expected += consistency_loss(f_s, p, mask, q[source], q_smooth)
+        if soft:
+            expected += complementary_loss(f_s, p, mask if soft == "rest" else 0 * mask, q[source], q_smooth, 1.3)
+    assert train.train_step(run, train.METHODS[method], 0.95, *batch).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_losses_use_qhat_from_before_the_step_and_qhat_follows_the_weak_predictions():
+    run, batch = a_run("adello")
+    before = run.estimator.q_hat.clone()
+    twin, _ = a_run("adello")
+    views = torch.cat([data.weak(torch.cat([batch[0], batch[2]]), draws=batch[4][:, :3]),
+                       data.strong(batch[2], draws=batch[4][8:, 3:])])
+    p = twin.model(data.normalize(views, run.sets.mean, run.sets.std)).detach()[8:24].softmax(1)
+    train.train_step(run, train.METHODS["adello"], 0.95, *batch)
+    torch.testing.assert_close(run.estimator.q_hat, 0.99 * before + 0.01 * p.mean(0), atol=1e-6, rtol=0)
+
+
+def test_a_step_learns_from_no_hidden_label():
+    first, batch = a_run("adello")
+    second, _ = a_run("adello")
+    losses = [train.train_step(run, train.METHODS["adello"], 0.95, *batch[:3], hidden, batch[4])
+              for run, hidden in ((first, batch[3]), (second, None))]
+    assert torch.equal(*losses)
+    assert all(torch.equal(p, q) for p, q in zip(first.model.parameters(), second.model.parameters()))
+
+
+def test_a_step_updates_the_average_from_the_new_parameters():
+    run, batch = a_run("fixmatch")
+    before = run.ema.model.linear.weight.clone()
+    train.train_step(run, train.METHODS["fixmatch"], 0.95, *batch)
+    torch.testing.assert_close(run.ema.model.linear.weight, 0.995 * before + 0.005 * run.model.linear.weight)
+
+
+@pytest.mark.parametrize("method", train.METHODS)
+def test_every_method_trains_and_writes_its_files(go, tmp_path, method):
+    assert go("--method", method, "--out", "run") == 0
+    found = rows(tmp_path / "run")
+    assert [row["step"] for row in found] == [3, 6]
+    assert all(math.isfinite(row["loss_s"]) for row in found)
+    assert found[-1]["alpha"] == pytest.approx(0.1) and found[-1]["lr"] < found[0]["lr"]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert sum(result["q_hat"]) == pytest.approx(1, abs=1e-5) and 0 <= result["ece"] <= 1
+    assert (found[-1]["loss_u"] == 0 or found[-1]["mask_rate"] > 0) and (
+        (found[-1]["loss_uc"] > 0) == (method in ("ccr", "adello", "kd", "oracle")))
+    assert {f.name for f in (tmp_path / "run").iterdir()} >= {"config.json", "log.csv", "checkpoint.pt", "result.json"}
+
+
+def test_the_schedule_and_the_frozen_temperature(go, tmp_path):
+    """T is 1 before the warm-up, exp KL(uniform || Qhat) at its end, and never changes again."""
+    assert go("--warmup-steps", 3, "--prior-momentum", 0.5, "--lr", 0.05, "--eval-every", 1, "--out", "run") == 0
+    found = rows(tmp_path / "run")
+    assert [row["temperature"] for row in found[:3]] == [1, 1, 1]
+    expected = math.exp(found[2]["kl_uniform_qhat"])  # of the row before the first CCR step
+    assert [row["temperature"] for row in found[3:]] == [pytest.approx(expected, rel=1e-5)] * 3 and expected > 1.0001
+    assert [row["loss_uc"] > 0 for row in found] == [False] * 3 + [True] * 3
+    for row in found:
+        assert row["alpha"] == pytest.approx(alpha_schedule(int(row["step"]), 6))
+        assert row["lr"] == pytest.approx(0.05 * math.cos(7 * math.pi * (row["step"] - 1) / 96), rel=1e-5)
+
+
+def test_warm_up_zero_reads_t_from_the_uniform_estimate(go, tmp_path):
+    assert go("--warmup-steps", 0, "--out", "run") == 0
+    assert {row["temperature"] for row in rows(tmp_path / "run")} == {1.0}
+
+
+def test_the_recorded_true_prior_counts_labeled_and_unlabeled(go, tmp_path):
+    assert go("--out", "run") == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    counts = torch.tensor([20 + 20, 10 + 10, 5 + 5]) / 70.0
+    torch.testing.assert_close(torch.tensor(result["q_true"]), counts)
+    kl = kl_divergence(counts, torch.tensor(result["q_hat"])).item()
+    assert result["kl_q_qhat"] == pytest.approx(kl, abs=1e-6)
+
+
+def test_cifar_files_in_torchvisions_layout_train(tmp_path, monkeypatch):
+    cifar_files(tmp_path / "data", monkeypatch, count=200)
+    monkeypatch.chdir(tmp_path)
+    assert train.main("--dataset cifar10 --n1 8 --m1 12 --imb 4 --shift reversed --model wrn-10-1 --steps 2 "
+                      "--batch-size 4".split()) == 0
+    config = json.loads((tmp_path / "runs/cifar10-adello-reversed-imb4-s0/config.json").read_text())
+    assert config["n1"] == 8 and config["imb_u"] == 0.25 and config["lr"] == 0.03 and config["warmup_steps"] == 0
+
+
+# ------------------------------------------------------------------------------------------- edges
+
+@pytest.mark.parametrize("arguments", [
+    ["--steps", 1], ["--eval-every", 1000], ["--batch-size", 100], ["--threshold", 1.0], ["--n1", 1, "--imb", 1],
+    ["--m1", 1], ["--image-size", 28], ["--image-size", 64, "--batch-size", 2, "--steps", 2], ["--mu", 7]])
+def test_edges_that_must_work(go, tmp_path, arguments):
+    assert go(*arguments, "--out", "run", "--fresh") == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert math.isfinite(result["nll"]) and result["q_hat"] == pytest.approx(result["q_hat"])
+    assert rows(tmp_path / "run")[-1]["step"] == result["step"]
+
+
+def test_a_mask_that_is_never_open_leaves_l_u_silent(go, tmp_path):
+    assert go("--threshold", 1.0, "--method", "flexda", "--out", "run") == 0
+    assert {(row["mask_rate"], row["loss_u"]) for row in rows(tmp_path / "run")} == {(0.0, 0.0)}
+
+
+def test_a_naturally_long_tailed_folder_trains_by_fraction(go, tmp_path):
+    assert go("--labeled-fraction", 0.2, split=()) == 0
+    config = json.loads((tmp_path / "runs/folder-adello-natural-s0/config.json").read_text())
+    assert config["labeled_fraction"] == 0.2 and config["n1"] is None
+
+
+# ---------------------------------------------------------------------------------- the command line
+
+def test_the_defaults_are_adello_on_shapes_reversed():
+    s = train.parse([])
+    assert (s["dataset"], s["method"], s["shift"], s["imb_u"]) == ("shapes", "adello", "reversed", 1 / 50)
+    assert s["out"] == "runs/shapes-adello-reversed-imb50-s0"
+
+
+def test_the_cifar_preset_is_the_papers():
+    s = train.parse("--dataset cifar10 --imb 150 --shift uniform --seed 4".split())
+    assert {k: s[k] for k in ("n1", "m1", "imb", "imb_u", "steps", "batch_size", "mu", "lr", "weight_decay", "ema",
+                              "prior_momentum", "warmup_steps", "eval_every", "alpha_min", "d", "threshold", "model")
+            } == dict(n1=1500, m1=3000, imb=150, imb_u=1, steps=262144, batch_size=64, mu=2, lr=0.03,
+                      weight_decay=5e-4, ema=0.999, prior_momentum=0.999, warmup_steps=50000, eval_every=1024,
+                      alpha_min=0.1, d=2, threshold=0.95, model="wrn-28-2")
+    assert s["out"] == "runs/cifar10-adello-uniform-imb150-s4"
+
+
+def test_a_shorter_run_has_a_shorter_warm_up():
+    assert train.parse("--dataset cifar10 --steps 2622".split())["warmup_steps"] == 500
+
+
+@pytest.mark.parametrize("imb_u, shift", [("50", "consistent"), ("1", "uniform"), ("0.02", "reversed"), ("10", "imbu10")])
+def test_an_imbalance_of_its_own_is_named_like_the_shift_that_it_is(imb_u, shift):
+    assert train.parse(["--imb-u", imb_u])["shift"] == shift
+
+
+def test_help_names_every_option_with_its_group_and_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for word in ("data", "method", "training", "machine", "run", "--imb-u", "default: adello"):
+        assert word in text
+    assert re.search(r"warmup_steps +200 +50000 +50000 +0 +50000\n", text)
+    assert not [line for line in text.splitlines() if len(line) > 120]
