@@ -482,8 +482,15 @@ def main(argv=None):
         + f", continued at step {run.step}" * bool(state))
     try:
         code = train(run, settings, directory)
-    except (FloatingPointError, OSError, dist.DistError) as error:
+    except (FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if world == 1:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        print(f"error: step {run.step} failed, probably because another process ended ({reason}); the same "
+              f"command continues from the last checkpoint in {directory}", file=sys.stderr)
         return 1
     if code == 0 and rank == 0:
         say(evaluate.summary(directory))

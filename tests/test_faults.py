@@ -142,12 +142,23 @@ def test_a_result_that_cannot_be_written_is_one_line(image_folder, tmp_path):
     assert status == 1 and err.splitlines()[-1].startswith("error: ") and "Traceback" not in err
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(go, tmp_path, capsys):
-    assert go("--lr", 1e20, "--eval-every", 1, "--out", "run") == 1
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(go, tmp_path, capsys, monkeypatch):
+    calls, step = [], train.train_step
+
+    def fails_at_the_fifth(*arguments):
+        calls.append(1)
+        return step(*arguments) * (float("nan") if len(calls) == 5 else 1)
+    monkeypatch.setattr(train, "train_step", fails_at_the_fifth)
+    assert go("--eval-every", 1, "--out", "run") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    step = int(re.match(r"error: the \w+ (?:is|are) not finite at step (\d+); the last good checkpoint stays in run", error)[1])
-    state = models.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
-    assert state["step"] <= step and not (tmp_path / "run" / "result.json").exists()
+    assert error.startswith("error: the loss is not finite at step 4; the last good checkpoint stays in run")
+    assert len(calls) == 5 and models.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 4
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_learning_rate_that_explodes_ends_in_one_line(go, tmp_path, capsys):
+    assert go("--lr", 1e20, "--out", "run") == 1
+    assert re.match(r"error: the \w+ (is|are) not finite at step \d", capsys.readouterr().err.splitlines()[-1])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no checkpoint"])
