@@ -257,9 +257,14 @@ def shapes(per_class, seed, size=16, noise=0.2):
 
 def normalize(images, mean, std):
     """uint8 images to float32 of mean 0 and deviation 1. images: (N, 3, H, W); mean, std: in [0, 1]."""
-    mean = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
-    return (images.float() / 255 - mean) / std
+    mean, std = constant(tuple(mean), images.device), constant(tuple(std), images.device)
+    return (images.float() / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+
+
+@functools.lru_cache(maxsize=64)
+def constant(values, device, dtype=None):
+    """A tensor of a tuple, copied to the device once: each such copy would stall a GPU's queue."""
+    return torch.tensor(values, device=device, dtype=dtype)
 
 
 def weak(images, generator=None, draws=None):
@@ -268,16 +273,14 @@ def weak(images, generator=None, draws=None):
     images: (N, 3, H, W) uint8; draws: (N, 3) uniform in [0, 1), taken from `generator` when not
     given. Returns a new tensor of the same shape.
     """
-    (n, _, height, width), device = images.shape, images.device
+    size, pad, device = images.shape[-1], images.shape[-1] // 8, images.device
     if draws is None:
-        draws = torch.rand(n, 3, generator=generator, device=device)
-    shift = (draws[:, :2] * torch.tensor([height // 8 * 2 + 1, width // 8 * 2 + 1], device=device)).long()
-    rows = torch.arange(height, device=device) + shift[:, :1] - height // 8       # (N, H)
-    columns = torch.arange(width, device=device) + shift[:, 1:] - width // 8      # (N, W)
+        draws = torch.rand(len(images), 3, generator=generator, device=device)
+    offset = (draws[:, :2] * (2 * pad + 1)).long() - pad
+    rows, columns = (torch.arange(size, device=device) + o for o in offset.split(1, dim=1))  # (N, H), (N, W)
     columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
-    rows = height - 1 - (height - 1 - rows.abs()).abs()                           # reflection
-    columns = width - 1 - (width - 1 - columns.abs()).abs()
-    return pick(images, rows[:, :, None] * width + columns[:, None, :])
+    rows, columns = (size - 1 - (size - 1 - i.abs()).abs() for i in (rows, columns))         # reflection
+    return pick(images, rows[:, :, None] * size + columns[:, None, :])
 
 
 def pick(images, index):
@@ -292,9 +295,8 @@ def affine(images, matrix):
     matrix: (N, 6) float64 of a..f. In 16.16 fixed point at pixel centres, as PIL's Image.transform.
     """
     size, device = images.shape[-1], images.device
-    matrix = matrix.view(-1, 2, 3)
-    matrix = torch.cat([matrix[..., :2], matrix @ matrix.new_tensor([[0.5], [0.5], [1.0]])], dim=2)
-    a, b, c = (65536 * matrix + 0.5).floor().int().view(-1, 2, 1, 1, 3).unbind(4)  # (N, 2, 1, 1) each
+    a, b, c = matrix.view(-1, 2, 1, 1, 3).unbind(4)                               # (N, 2, 1, 1) each
+    a, b, c = ((65536 * t + 0.5).floor().int() for t in (a, b, c + (a + b) / 2))
     axis = torch.arange(size, dtype=torch.int32, device=device)
     source = (a * axis + b * axis[:, None] + c) >> 16                             # (N, 2, H, W)
     inside = ((source >= 0) & (source < size)).all(dim=1)
@@ -304,7 +306,7 @@ def affine(images, matrix):
 
 def shift(v, *direction):
     """Affine matrices that leave the identity in a direction, (1, 0, 0, 0, 1, 0) + v direction."""
-    basis = torch.tensor([(1, 0, 0, 0, 1, 0), direction], dtype=torch.float64, device=v.device)
+    basis = constant(((1, 0, 0, 0, 1, 0), direction), v.device, torch.float64)
     return basis[0] + v[:, None] * basis[1]
 
 
@@ -366,7 +368,7 @@ GEOMETRY = {  # name: (matrices from magnitudes and the image size, lowest, high
     "ShearY": (lambda v, size: shift(v, 0, 0, 0, 1, 0, 0), -0.3, 0.3),
     "TranslateX": (lambda v, size: shift(v, 0, 0, size, 0, 0, 0), -0.3, 0.3),
     "TranslateY": (lambda v, size: shift(v, 0, 0, 0, 0, 0, size), -0.3, 0.3)}
-RANGES = [(low, high) for _, low, high in (*COLOUR.values(), *GEOMETRY.values())]
+RANGES = tuple((low, high) for _, low, high in (*COLOUR.values(), *GEOMETRY.values()))
 
 
 def random_operation(images, choice, level):
@@ -377,7 +379,7 @@ def random_operation(images, choice, level):
     would have to be read back, and so every step is the same sequence of kernels.
     """
     size, choice = images.shape[-1], (choice * len(RANGES)).long()
-    low, high = torch.tensor(RANGES, device=images.device)[choice].T
+    low, high = constant(RANGES, images.device)[choice].T
     v = low + (high - low) * level
     if images.is_cuda or torch.compiler.is_compiling():
         for k, (operation, _, _) in enumerate(COLOUR.values()):
@@ -400,13 +402,13 @@ def cutout(images, draws):
 
     draws: (N, 3). Truncated corners and inclusive ends, as in the authors' code.
     """
-    height, width = images.shape[2:]
-    side, x, y = (draws * torch.tensor([width / 2, width, height], device=images.device)).split(1, dim=1)
+    size = images.shape[-1]
+    side, x, y = (draws[:, :1] * size / 2, *(draws[:, 1:] * size).split(1, dim=1))  # (N, 1) each
     left, top = (x - side / 2).clamp(min=0).floor(), (y - side / 2).clamp(min=0).floor()
-    column, row = torch.arange(width, device=images.device), torch.arange(height, device=images.device)
-    hole = (((row >= top) & (row <= top + side))[:, None, :, None]
-            & ((column >= left) & (column <= left + side))[:, None, None, :])     # (N, 1, H, W)
-    fill = torch.tensor([125, 123, 114], dtype=torch.uint8, device=images.device).view(1, 3, 1, 1)
+    axis = torch.arange(size, device=images.device)
+    column, row = (axis >= left) & (axis <= left + side), (axis >= top) & (axis <= top + side)
+    hole = row[:, None, :, None] & column[:, None, None, :]                       # (N, 1, H, W)
+    fill = constant((125, 123, 114), images.device, torch.uint8).view(1, 3, 1, 1)
     return torch.where(hole, fill, images)
 
 
@@ -458,4 +460,6 @@ def place(sets, device, room):
 
 def gather(tensor, index, device):
     """Rows of a tensor, wherever it lives, on the device. None stays None."""
-    return None if tensor is None else tensor[index.to(tensor.device)].to(device, non_blocking=True)
+    if tensor is None:
+        return None
+    return tensor[index.to(tensor.device, non_blocking=True)].to(device, non_blocking=True)

@@ -340,7 +340,7 @@ def train(run, settings, directory):
         loss = step_function(
             run, method, s.threshold, data.gather(sets.labeled, labeled, device),
             data.gather(sets.labels, labeled, device), data.gather(sets.unlabeled, unlabeled, device),
-            data.gather(sets.hidden_labels, unlabeled, device), torch.from_numpy(draws).to(device))
+            data.gather(sets.hidden_labels, unlabeled, device), torch.from_numpy(draws).to(device, non_blocking=True))
         bad = torch.where(torch.isfinite(loss) | torch.isfinite(bad), bad, step)
         run.step += 1
 
