@@ -214,3 +214,28 @@ def test_help_names_every_option_with_its_group_and_default(capsys):
         assert word in text
     assert re.search(r"warmup_steps +200 +50000 +50000 +0 +50000\n", text)
     assert not [line for line in text.splitlines() if len(line) > 120]
+
+
+# ---------------------------------------------------------------------------------------- compiled
+
+def test_the_compiled_step_equals_the_eager_one_and_compiles_once():
+    """The whole step as torch.compile traces and differentiates it, without generating code for it.
+
+    The rate, alpha, T and the start of CCR change from step to step: no second compilation.
+    """
+    losses = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        run, batch = a_run("adello")
+        run.ccr.fill_(0.0)
+        step = torch.compile(train.train_step, backend="aot_eager") if compiled else train.train_step
+        found = []
+        for i in range(4):
+            run.lr.fill_(0.05 / (i + 1))
+            run.alpha.fill_(1 - 0.2 * i)
+            run.temperature.fill_(1 + 0.1 * i)
+            run.ccr.fill_(float(i > 1))
+            with torch._dynamo.config.patch(error_on_recompile=i > 1):
+                found.append(step(run, train.METHODS["adello"], 0.95, *batch).item())
+        losses.append(found + run.estimator.q_hat.tolist())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
