@@ -1,7 +1,7 @@
 """Data: long-tailed splits, five data sets, and augmentation of whole uint8 batches.
 
 Splits follow the paper (section 5): N_k = N_1 gamma^(-k/(K-1)). Augmentation follows FixMatch as
-the authors run it: weak = pad-crop-flip; strong = weak, three of fourteen random operations, Cutout,
+the authors run it: weak = pad, crop, flip; strong = weak, three of fourteen operations, Cutout,
 with PIL's semantics. Images are one uint8 tensor (N, 3, H, W) and a batch is an index into it: no
 Dataset, no DataLoader, no worker. Every random choice of an image is one row of uniform draws, so
 an augmented batch is a pure function of (images, draws).
@@ -75,7 +75,8 @@ def split(labels, labeled_counts, unlabeled_counts, seed):
                              "--labeled-fraction, or lower --imb")
         if n + m > len(index):
             raise ValueError(f"class {k} has {len(index)} images: {n} labeled leave "
-                             f"{max(len(index) - n, 0)}, but {m} unlabeled are asked for; lower --n1 or --m1")
+                             f"{max(len(index) - n, 0)}, but {m} unlabeled are asked for; lower "
+                             "--n1 or --m1")
         index = index[torch.randperm(len(index), generator=generator)]
         labeled.append(index[:n])
         unlabeled.append(index[n:n + m])
@@ -120,11 +121,12 @@ def load(dataset, data_dir="data", n1=None, m1=None, imb=1.0, imb_u=1.0, labeled
         union = torch.cat([labeled, unlabeled]).sort().values
         whole = len(union) == len(images)  # then no second copy of a large set
         everything, hidden_labels = (images, labels) if whole else (images[union], labels[union])
-    return Data(images[labeled], labels[labeled], everything, hidden_labels, *test, classes, mean, std)
+    return Data(images[labeled], labels[labeled], everything, hidden_labels, *test, classes, mean,
+                std)
 
 
 def channel_statistics(images):
-    """Mean and standard deviation of each channel of (N, 3, H, W) uint8. Returns 2 tuples in [0, 1]."""
+    """Mean and standard deviation of each channel of (N, 3, H, W) uint8, two tuples in [0, 1]."""
     counts = sum(torch.stack([torch.bincount(part[:, c].flatten().int(), minlength=256)
                               for c in range(3)]) for part in images.split(4096)).double()
     counts, levels = counts / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
@@ -145,7 +147,8 @@ def published(dataset, root, size):
         sets = [getattr(torchvision.datasets, name)(root, download=True, **part) for part in parts]
     except (OSError, RuntimeError, EOFError) as error:
         raise ValueError(f"{dataset} is not whole in {root} and could not be downloaded ({error}); "
-                         f"put torchvision's {name} files there, or name another --data-dir") from None
+                         f"put torchvision's {name} files there, or name another --data-dir"
+                         ) from None
     loaded = []
     for part in sets:
         images = part.data.transpose(0, 3, 1, 2) if dataset != "stl10" else part.data
@@ -178,8 +181,9 @@ def folder(root, size):
 
     sets = []
     for part in ("train", "test"):
-        listed = [(path, k) for k, name in enumerate(names[0]) for path in files(root / part / name)]
-        sets.append(([path for path, _ in listed], torch.tensor([k for _, k in listed], dtype=torch.int64)))
+        listed = [files(root / part / name) for name in names[0]]
+        counts = torch.tensor([len(paths) for paths in listed])
+        sets.append((sum(listed, []), torch.arange(len(listed)).repeat_interleave(counts)))
     sets.append((files(root / "unlabeled") if (root / "unlabeled").is_dir() else [], None))
     images = decode(sum((paths for paths, _ in sets), []), size)
     train, test, unlabeled = images.split([len(paths) for paths, _ in sets])
@@ -243,9 +247,10 @@ def shapes(per_class, seed, size=16, noise=0.2):
     images = []
     for distance in SHAPES.values():
         u = torch.rand(per_class, 10, 1, 1, generator=random)
-        x, y = axis[None, None, :] - 0.6 * (u[:, 0] - 0.5), axis[None, :, None] - 0.6 * (u[:, 1] - 0.5)
+        x, y = axis - 0.6 * (u[:, 0] - 0.5), axis[:, None] - 0.6 * (u[:, 1] - 0.5)
         radius, angle = 0.4 + 0.4 * u[:, 2], 0.8 * (u[:, 3] - 0.5)
-        x, y = (x * angle.cos() + y * angle.sin()) / radius, (y * angle.cos() - x * angle.sin()) / radius
+        cos, sin = angle.cos(), angle.sin()
+        x, y = (x * cos + y * sin) / radius, (y * cos - x * sin) / radius
         cover = (0.5 - distance(x, y) * radius * size / 2).clamp(0, 1)[:, None]
         image = 0.5 * u[:, 4:7] + cover * (0.5 + 0.5 * u[:, 7:10] - 0.5 * u[:, 4:7])
         images.append(image + noise * torch.randn(per_class, 3, size, size, generator=random))
@@ -256,7 +261,7 @@ def shapes(per_class, seed, size=16, noise=0.2):
 # ---------------------------------------------------------------------------------- augmentation
 
 def normalize(images, mean, std):
-    """uint8 images to float32 of mean 0 and deviation 1. images: (N, 3, H, W); mean, std: in [0, 1]."""
+    """uint8 images (N, 3, H, W) to float32 of mean 0 and deviation 1; mean, std: 3 in [0, 1]."""
     mean, std = constant(tuple(mean), images.device), constant(tuple(std), images.device)
     return (images.float() / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
 
@@ -277,9 +282,9 @@ def weak(images, generator=None, draws=None):
     if draws is None:
         draws = torch.rand(len(images), 3, generator=generator, device=device)
     offset = (draws[:, :2] * (2 * pad + 1)).long() - pad
-    rows, columns = (torch.arange(size, device=device) + o for o in offset.split(1, dim=1))  # (N, H), (N, W)
-    columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
-    rows, columns = (size - 1 - (size - 1 - i.abs()).abs() for i in (rows, columns))         # reflection
+    rows, columns = (torch.arange(size, device=device) + o for o in offset.split(1, dim=1))
+    columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)           # (N, W)
+    rows, columns = (size - 1 - (size - 1 - i.abs()).abs() for i in (rows, columns))  # reflection
     return pick(images, rows[:, :, None] * size + columns[:, None, :])
 
 
@@ -290,7 +295,7 @@ def pick(images, index):
 
 
 def affine(images, matrix):
-    """Pixel (x, y) becomes the one at (a x + b y + c, d x + e y + f), nearest neighbour, black fill.
+    """Pixel (x, y) becomes that at (a x + b y + c, d x + e y + f), nearest neighbour, black fill.
 
     matrix: (N, 6) float64 of a..f. In 16.16 fixed point at pixel centres, as PIL's Image.transform.
     """
@@ -314,7 +319,8 @@ def rotation(v, size):
     """Affine matrices that turn by v degrees, counter-clockwise about the centre."""
     angle, centre = torch.deg2rad(v.double()), size / 2
     cos, sin = angle.cos(), angle.sin()
-    return torch.stack([cos, -sin, centre * (1 - cos + sin), sin, cos, centre * (1 - cos - sin)], dim=1)
+    return torch.stack([cos, -sin, centre * (1 - cos + sin),
+                        sin, cos, centre * (1 - cos - sin)], dim=1)
 
 
 def blend(degenerate, images, factor):
@@ -336,8 +342,8 @@ def contrast(images, factor):
 def sharpness(images, factor):
     """Blend with PIL's SMOOTH: (the 3x3 sum + 4 centres) / 13, rounded; borders stay."""
     x = images.int()
-    columns = x[..., :-2] + x[..., 1:-1] + x[..., 2:]
-    total = columns[..., :-2, :] + columns[..., 1:-1, :] + columns[..., 2:, :] + 4 * x[..., 1:-1, 1:-1]
+    inner, sums = x[..., 1:-1, 1:-1], x[..., :-2] + x[..., 1:-1] + x[..., 2:]
+    total = sums[..., :-2, :] + sums[..., 1:-1, :] + sums[..., 2:, :] + 4 * inner
     x[..., 1:-1, 1:-1] = (2 * total + 13) // 26
     return blend(x, images, factor)
 
@@ -389,16 +395,18 @@ def random_operation(images, choice, level):
             matrices = torch.where((choice == k)[:, None], matrix(v, size), matrices)
         return affine(images, matrices)
     order = choice.argsort(stable=True)
-    images, v = images[order], v[order].split(torch.bincount(choice, minlength=len(RANGES)).tolist())
-    parts = images.split([*map(len, v[:len(COLOUR)]), sum(map(len, v[len(COLOUR):]))])
+    counts = torch.bincount(choice, minlength=len(RANGES)).tolist()
+    images, v = images[order], v[order].split(counts)
+    parts = images.split(counts[:len(COLOUR)] + [sum(counts[len(COLOUR):])])
     done = [operation(part, some) if len(part) else part
             for part, some, (operation, _, _) in zip(parts, v, COLOUR.values())]
-    matrices = [matrix(some, size) for some, (matrix, _, _) in zip(v[len(COLOUR):], GEOMETRY.values())]
+    matrices = [matrix(some, size)
+                for some, (matrix, _, _) in zip(v[len(COLOUR):], GEOMETRY.values())]
     return torch.cat(done + [affine(parts[-1], torch.cat(matrices))])[order.argsort()]
 
 
 def cutout(images, draws):
-    """Fill a square of side U(0, 0.5) W about a uniform centre with (125, 123, 114), as PIL draws it.
+    """Fill a square of side U(0, 0.5) W about a uniform centre with (125, 123, 114), as PIL does.
 
     draws: (N, 3). Truncated corners and inclusive ends, as in the authors' code.
     """

@@ -37,7 +37,7 @@ def adjust(logits, source, target):
 
 
 def confidence_mask(probs, threshold=0.95):
-    """M(u) = 1[ max_y p(y|u) >= threshold ].  probs: (N, K), rows sum to 1. Returns (N,) of 0 / 1."""
+    """M(u) = 1[ max_y p(y|u) >= threshold ]. probs: (N, K), rows sum to 1. Returns (N,) of 0, 1."""
     return (probs.amax(dim=1) >= threshold).to(probs.dtype)
 
 
@@ -51,7 +51,9 @@ def supervised_loss(logits, labels, p_labeled, q_smooth):
 
 
 def consistency_loss(logits_strong, probs_weak, mask, q_hat, q_smooth):
-    """FlexDA on confident unlabeled data, L_u = mean_u M H( yhat, sigma( f(W(u)) + log Qhat/Qhat_a ) ).
+    """FlexDA where the network is confident.
+
+        L_u = mean_u M(u) H( yhat, sigma( f(W(u)) + log Qhat / Qhat_a ) )
 
     The hard pseudo-label yhat = argmax p(u) comes from the raw weak prediction and carries no
     gradient. logits_strong, probs_weak: (N, K); mask: (N,) M; q_hat, q_smooth: (K,) priors or
@@ -65,7 +67,8 @@ def consistency_loss(logits_strong, probs_weak, mask, q_hat, q_smooth):
 def complementary_loss(logits_strong, probs_weak, mask, q_hat, q_smooth, temperature):
     """Complementary consistency (CCR): soft pseudo-labels where L_u is silent.
 
-        L_uc = mean_u (1 - M) H( p(u)^(1/T) / sum_j p_j(u)^(1/T), sigma( (f(W(u)) + log Qhat/Qhat_a) / T ) )
+        L_uc = mean_u (1 - M(u)) H( p(u)^(1/T) / sum_j p_j(u)^(1/T),
+                                    sigma( (f(W(u)) + log Qhat / Qhat_a) / T ) )
 
     logits_strong, probs_weak: (N, K); mask: (N,) M, of which 1 - M is applied here (all zeros
     distils on every sample, the paper's KD ablation); q_hat, q_smooth: (K,) priors or both None;

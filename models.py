@@ -83,7 +83,7 @@ class WideResNet(nn.Module):
         self.linear = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, a=0.1, mode="fan_out", nonlinearity="leaky_relu")
+                nn.init.kaiming_normal_(module.weight, a=0.1, mode="fan_out")
             elif isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)
             if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
@@ -100,7 +100,7 @@ def wrn_28_2(num_classes):
 
 
 def build(name, num_classes, bn_momentum=0.001):
-    """A network by name: `wrn-<depth>-<width>` or `resnet50`. forward: (N, 3, H, W) -> logits (N, K).
+    """A network by name, `wrn-<depth>-<width>` or `resnet50`: (N, 3, H, W) -> logits (N, K).
 
     bn_momentum is for the WRNs; ResNet-50 is torchvision's as it stands. Raises ValueError on
     another name.
@@ -128,12 +128,13 @@ class EMA:
     @torch.no_grad()
     def update(self, model):
         """Take in the parameters that `model` has after an optimiser step."""
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.decay)
+        averages, values = list(self.model.parameters()), list(model.parameters())
+        torch._foreach_lerp_(averages, values, 1 - self.decay)
         torch._foreach_copy_(list(self.model.buffers()), list(model.buffers()))
 
 
 def parameter_groups(model, weight_decay):
-    """For the optimiser: weights with weight decay, batch-norm and biases (one dimension) without."""
+    """For the optimiser: weights with weight decay, batch-norm and biases (1-d) without."""
     parameters = list(model.parameters())
     return [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
@@ -183,7 +184,8 @@ def compiled(function, choice, device):
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # a missing compiler, Triton or header raises nearly anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"warning: torch.compile does not work here ({reason}); running eagerly", file=sys.stderr)
+        print(f"warning: torch.compile does not work here ({reason}); running eagerly",
+              file=sys.stderr)
         return function
     return torch.compile(function)
 
@@ -213,7 +215,7 @@ def previous(path):
 
 
 def hold(directory):
-    """Lock a run's directory for this process, until it ends in whatever way. Returns the open lock.
+    """Lock a run's directory until this process ends, in whatever way. Returns the open lock.
 
     Raises ValueError while another process holds it.
     """
@@ -222,7 +224,8 @@ def hold(directory):
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"{directory} is in use by another process; wait for it, or name another --out") from None
+        raise ValueError(f"{directory} is in use by another process; wait for it, or name another "
+                         "--out") from None
     return lock
 
 
@@ -240,7 +243,7 @@ def load_checkpoint(path):
     """Read a checkpoint with its checksums verified: tensors, numbers and strings only, no code.
 
     Returns None when there is none. Takes the previous one when a kill came between the two renames
-    of save_checkpoint. Raises ValueError, with what to do, when it is damaged or holds anything else.
+    of save_checkpoint. Raises ValueError, with what to do, when it is damaged or holds other things.
     """
     if not path.exists():
         if not previous(path).exists():
@@ -256,5 +259,5 @@ def load_checkpoint(path):
         offer = (f"go back to the previous one with: mv {previous(path)} {path}"
                  if previous(path).exists() else "there is no previous one")
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"checkpoint {path} is damaged or unsafe ({reason}); {offer}; or start over "
-                         "with --fresh") from None
+        raise ValueError(f"checkpoint {path} is damaged or unsafe ({reason}); {offer}; or start "
+                         "over with --fresh") from None

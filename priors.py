@@ -4,7 +4,7 @@ The half of the method (paper, section 4) that never sees an image. K classes, P
 
     alpha_t    = 1 - (1 - alpha_min) (t / T_max)^d            how much of Qhat is left at step t
     Qhat_a(y)  = Qhat(y)^alpha / sum_j Qhat(j)^alpha          target prior, from Qhat to uniform
-    Qhat      <- m Qhat + (1 - m) mean_u p(u)                 running estimate of the unlabeled prior Q
+    Qhat      <- m Qhat + (1 - m) mean_u p(u)                 estimate of the unlabeled prior Q
     T          = exp( KL(P_bal || Qhat) )                     imbalance-aware temperature
 
 How these enter the training signal is in losses.py. A prior is a (K,) tensor that sums to 1.

@@ -19,7 +19,6 @@ from PIL import Image
 
 from conftest import ROOT
 import models
-import train
 from test_faults import assert_same, rows, state_of
 from test_random import check
 
@@ -52,12 +51,15 @@ def kills(count, root):
     assert process.wait() == 0
     whole, draw, landed = state_of(root / "undisturbed"), random.Random(0), 0
     while landed < count:
-        directory = root / f"killed{landed}"
+        directory, end = root / f"killed{landed}", landed + 5
         while True:
             process = start(directory)
             while not (directory / ".lock").exists() and process.poll() is None:
                 time.sleep(0.01)
-            time.sleep(draw.uniform(0, 3))
+            if landed < min(end, count):
+                time.sleep(draw.uniform(0, 8))
+            else:
+                process.wait()
             if process.poll() is not None:
                 break
             process.send_signal(signal.SIGKILL)
