@@ -288,7 +288,8 @@ def snapshot(run, settings):
     return {"settings": settings, "model": run.model.state_dict(),
             "ema": run.ema.model.state_dict(), "optimizer": run.optimizer.state_dict(),
             "estimator": run.estimator.state_dict(), "temperature": run.temperature,
-            "ccr": run.ccr, "totals": run.totals, "step": run.step, "seconds": run.seconds, "rows": run.rows}
+            "ccr": run.ccr, "totals": run.totals, "step": run.step, "seconds": run.seconds,
+            "rows": run.rows}
 
 
 def restore(run, state):
