@@ -236,7 +236,7 @@ SHAPES = {  # signed distances on the plane, negative inside; x, y in units of t
     "bar": lambda x, y: torch.maximum(x.abs() - 1, y.abs() - 0.3)}
 
 
-def shapes(per_class, seed, size=16, noise=0.2):
+def shapes(per_class, seed, size=16, noise=0.15):
     """The embedded data: ten kinds of small figures at random place, size, angle, colours, noise.
 
     per_class: images of each class; seed: the images depend on it alone; noise: its standard

@@ -238,7 +238,7 @@ SHAPES = ["--dataset", "shapes"]
     (["--bn-momentum", "0"], "--bn-momentum 0"),
     (["--labeled-fraction", "1"], "--labeled-fraction 1"),
     (["--labeled-fraction", "0.5", "--n1", "5"], "--n1 --labeled-fraction"),
-    (["--warmup-steps", "2000"], "--warmup-steps 2000 --steps 1000"),
+    (["--warmup-steps", "2000"], "--warmup-steps 2000 --steps 1500"),
     (["--image-size", "4"], "--image-size 4"),
     (["--seed", "-1"], "--seed -1"),
     (["--eval-every", "0"], "--eval-every 0"),

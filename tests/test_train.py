@@ -212,7 +212,7 @@ def test_help_names_every_option_with_its_group_and_default(capsys):
     assert stop.value.code == 0
     for word in ("data", "method", "training", "machine", "run", "--imb-u", "default: adello"):
         assert word in text
-    assert re.search(r"warmup_steps +200 +50000 +50000 +0 +50000\n", text)
+    assert re.search(r"warmup_steps +300 +50000 +50000 +0 +50000\n", text)
     assert not [line for line in text.splitlines() if len(line) > 120]
 
 
