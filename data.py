@@ -163,7 +163,8 @@ def published(dataset, root, size):
 def folder(root, size):
     """Images from `train/<class>/*`, `test/<class>/*` and, if it is there, `unlabeled/*`.
 
-    Any format Pillow reads, any size; converted to RGB, cut to a square and resized to `size`.
+    Any format Pillow reads, any size; converted to RGB, cut to a central square, resized (bicubic).
+    Returns (train images, labels), (test images, labels), class names, unlabeled images or None.
     """
     for part in (root, root / "train", root / "test"):
         if not part.is_dir():
@@ -183,7 +184,8 @@ def folder(root, size):
     for part in ("train", "test"):
         listed = [files(root / part / name) for name in names[0]]
         counts = torch.tensor([len(paths) for paths in listed])
-        sets.append((sum(listed, []), torch.arange(len(listed)).repeat_interleave(counts)))
+        sets.append(([path for paths in listed for path in paths],
+                     torch.arange(len(listed)).repeat_interleave(counts)))
     sets.append((files(root / "unlabeled") if (root / "unlabeled").is_dir() else [], None))
     images = decode(sum((paths for paths, _ in sets), []), size)
     train, test, unlabeled = images.split([len(paths) for paths, _ in sets])
@@ -218,7 +220,8 @@ def decode(paths, size):
                 print(f"\rdecoding {first}/{len(paths)} images", end="", file=sys.stderr)
     if bad:
         raise ValueError(f"{len(bad)} unreadable images: " + "; ".join(sorted(bad)[:10]))
-    print(f"{len(paths)} images decoded in {time.time() - start:.1f} s", file=sys.stderr)
+    clear = "\r\033[K" if sys.stderr.isatty() else ""
+    print(f"{clear}{len(paths)} images decoded in {time.time() - start:.1f} s", file=sys.stderr)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 

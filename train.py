@@ -12,6 +12,7 @@ equals an uninterrupted one.
 """
 
 import argparse
+import atexit
 import math
 import os
 import signal
@@ -467,6 +468,7 @@ def main(argv=None):
         directory, lock = Path(settings["out"]), None
         if world > 1:
             dist.init_process_group("gloo" if settings["device"] == "cpu" else "nccl")
+            atexit.register(dist.destroy_process_group)
             sys.stdout = sys.stdout if rank == 0 else open(os.devnull, "w")
         if rank == 0 and directory.is_dir():
             lock = models.hold(directory)

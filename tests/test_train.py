@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import data
-import models
+import evaluate
 import train
 from losses import complementary_loss, confidence_mask, consistency_loss, supervised_loss
-from priors import alpha_schedule, imbalance_temperature, kl_divergence, smooth
+from priors import alpha_schedule, kl_divergence, smooth
 from test_data import cifar_files
 
 SMALL = "--steps 6 --batch-size 8 --eval-every 3 --model wrn-10-1 --bn-momentum 0.05 --image-size 16".split()
@@ -176,6 +176,26 @@ def test_a_naturally_long_tailed_folder_trains_by_fraction(go, tmp_path):
     assert go("--labeled-fraction", 0.2, split=()) == 0
     config = json.loads((tmp_path / "runs/folder-adello-natural-s0/config.json").read_text())
     assert config["labeled_fraction"] == 0.2 and config["n1"] is None
+
+
+def test_images_of_unknown_class_train_without_a_true_prior(image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "data" / part).symlink_to(image_folder / part)
+    (tmp_path / "data" / "unlabeled").symlink_to(image_folder / "train" / "bee")
+    assert train.main(["--dataset", "folder", "--labeled-fraction", "0.2", "--out", "run", *SMALL]) == 0
+    row = rows(tmp_path / "run")[-1]
+    assert math.isnan(row["kl_q_qhat"]) and math.isnan(row["pseudo_label_accuracy"]) and row["kl_uniform_qhat"] > 0
+
+
+def test_the_checkpoint_gives_the_results_again_and_logit_adjustment_a_second_row(go, tmp_path, capsys):
+    """log P_L is constant for an equal prior: the adjusted classifier then is the plain one."""
+    assert go("--imb", 1, "--out", "run") == 0
+    capsys.readouterr()
+    assert evaluate.main(["run", "--logit-adjust"]) == 0
+    plain, adjusted = [line.split("|") for line in capsys.readouterr().out.splitlines() if "| adello" in line]
+    assert adjusted[1].strip() == "adello + LA" and plain[2:] == adjusted[2:]
 
 
 # ---------------------------------------------------------------------------------- the command line
