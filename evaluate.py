@@ -186,7 +186,8 @@ def summary(directory):
 
 # ----------------------------------------------------------------------------- the table of runs
 
-FREE = ("seed", "out", "fresh", "device", "data_dir", "compile", "device_memory", "made_with")
+FREE = (  # what does not make another experiment: the seed, and where and how fast it runs
+    "seed", "out", "fresh", "device", "data_dir", "compile", "device_memory", "made_with")
 
 
 def group(runs):

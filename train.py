@@ -65,7 +65,7 @@ PRESETS = {
     "cifar100": PAPER | dict(n1=150, m1=300, imb=50.0),
     "stl10": PAPER | dict(n1=150, m1=None, imb=20.0, shift="natural", warmup_steps=0),
     "folder": PAPER | dict(n1=None, m1=None, imb=None, shift="natural", labeled_fraction=0.1)}
-FREE = ("data_dir", "device", "compile", "device_memory", "out", "fresh")  # may change on the way
+FREE = {*evaluate.FREE} - {"seed"}  # settings that may differ when a run goes on
 
 
 # ---------------------------------------------------------------------------------- command line
@@ -91,9 +91,9 @@ def parse(argv=None):
     table = [["presets:", *PRESETS]] + [
         [name, *("-" if preset[name] is None else str(preset[name]) for preset in PRESETS.values())]
         for name in PAPER]
-    parser = models.Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False,
-                           formatter_class=argparse.RawDescriptionHelpFormatter,
-                           epilog="\n".join("".join(f"{c:<18}" for c in row) for row in table))
+    lines = ["".join(f"{cell:<18}" for cell in row).rstrip() for row in table]
+    parser = models.Parser(description=__doc__.split("\n\n")[0], epilog="\n".join(lines),
+                           allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     count, size, above_0 = number(int, 0), number(int, 1), number(float, 0, ends="()")
     unit, memory, share = (number(float, 0, 1, ends) for ends in ("[]", "[)", "()"))
 
