@@ -424,7 +424,7 @@ def cutout(images, draws):
 
 
 def strong(images, generator=None, draws=None):
-    """Strong view: weak, three random OPERATIONS with random magnitudes, Cutout.
+    """Strong view: weak, three random operations of random magnitudes, Cutout.
 
     images: (N, 3, H, W) uint8; draws: (N, 12) uniform in [0, 1): 3 for weak, an operation and a
     magnitude for each of 3 rounds, 3 for Cutout. Returns a new tensor of the same shape.

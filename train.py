@@ -366,7 +366,7 @@ def train(run, settings, directory):
         if status.due():
             status.show()
         if evaluating:
-            logits = test_logits(run)
+            logits = ema_logits(run)
             if not torch.isfinite(logits).all():
                 raise FloatingPointError(f"the logits are not finite at step {run.step}; {advice}")
             averages = mean_over_ranks(run.totals) / (run.step - evaluated(run))
@@ -381,11 +381,11 @@ def train(run, settings, directory):
             say(f"stopped after step {run.step}; the same command continues")
             return 128 + (stop or [signal.SIGTERM])[0]
     if run.rank == 0:
-        evaluate.write_result(directory, run, test_logits(run) if logits is None else logits)
+        evaluate.write_result(directory, run, ema_logits(run) if logits is None else logits)
     return 0
 
 
-def test_logits(run):
+def ema_logits(run):
     """Logits of the EMA network on the test set, (N, K)."""
     return evaluate.predict(run.ema.model, run.sets.test, run.sets.mean, run.sets.std, run.device)
 
