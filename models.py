@@ -6,6 +6,7 @@ STL-10; smaller siblings for quick runs; torchvision's ResNet-50 for ImageNet-12
 
 import argparse
 import copy
+import ctypes
 import io
 import os
 import re
@@ -150,8 +151,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def choose_device(name, precision):
-    """Settle `auto`: (device name, "fp32" or "bf16"). Raises ValueError when the device is absent.
+    """Settle `auto` and prepare the device: its name and "fp32" or "bf16".
 
+    Raises ValueError when the device is absent.
     bf16 is chosen where the hardware multiplies it natively: recent GPUs, CPUs with AVX512-BF16 or
     AMX. Elsewhere it is emulated, many times slower than fp32.
     """
@@ -165,12 +167,26 @@ def choose_device(name, precision):
         name = f"cuda:{match[1] or os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(name)
         torch.backends.cudnn.benchmark = True
+    else:
+        keep_memory()
     if precision == "auto":
         flags = torch.cpu.get_capabilities()
         native = (torch.cuda.is_bf16_supported(including_emulation=False) if name != "cpu"
                   else flags.get("avx512_bf16") or flags.get("amx_bf16"))
         precision = "bf16" if native else "fp32"
     return name, precision
+
+
+def keep_memory():
+    """Let glibc keep freed memory for the next step, instead of mapping and zeroing it anew.
+
+    Its limit for that is 32 MB, and the activations of the paper's batch are larger. Another C
+    library stays as it is.
+    """
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    if hasattr(library, "mallopt"):
+        library.mallopt(-4, 0)   # M_MMAP_MAX: no block is mapped on its own
+        library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
 
 
 def compiled(function, choice, device):

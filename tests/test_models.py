@@ -2,12 +2,16 @@
 
 import os
 import pickle
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 import models
+from conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +200,16 @@ def test_bf16_is_not_chosen_where_the_processor_emulates_it(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
         assert models.choose_device("cpu", "auto") == ("cpu", expected)
     assert models.choose_device("cpu", "bf16") == ("cpu", "bf16")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="speaks of glibc's limit")
+def test_memory_of_a_large_activation_is_used_again():
+    script = ("import resource, torch, models\n"
+              "models.choose_device('cpu', 'fp32')\n"
+              "faults = [torch.ones(16_000_000).numel() * 0 + resource.getrusage(0).ru_minflt for _ in range(6)]\n"
+              "print(faults[5] - faults[1])")
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100, "64 MB are 15,625 pages, or 31 huge ones; each time anew without keep_memory"
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "cuda:x", ""])
