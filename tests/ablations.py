@@ -1,0 +1,73 @@
+"""Details that the paper does not argue for, each undone in ADELLO, to see what it decides.
+
+    python tests/ablations.py separate-statistics --seed 0      # further options are train.py's
+    python evaluate.py runs/shapes-adello-reversed-* runs/shapes-separate-statistics-*
+
+A variant is a method of its own name, so that its run has a directory of its own.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import data
+import priors
+import train
+
+
+def separate_statistics():
+    """Three forwards, of labeled, weak and strong images: each has batch-norm statistics of its own."""
+    prepare = train.prepare
+
+    def changed(s):
+        run, U = prepare(s), s.batch_size * s.mu
+        run.forward = lambda images: torch.cat([run.model(part) for part in images.split([s.batch_size, U, U])])
+        return run
+    train.prepare = changed
+
+
+def unlabeled_alone():
+    """U is trained on without L, so that Qhat estimates the prior of U alone."""
+    load, split, drawn = data.load, data.split, []
+
+    def remembered(*arguments):
+        drawn[:] = split(*arguments)
+        return drawn
+
+    def changed(*arguments):
+        sets, (labeled, unlabeled) = load(*arguments), drawn
+        keep = ~torch.isin(torch.cat([labeled, unlabeled]).sort().values, labeled)
+        return sets._replace(unlabeled=sets.unlabeled[keep], hidden_labels=sets.hidden_labels[keep])
+    data.split, data.load = remembered, changed
+
+
+def moving_temperature():
+    """T follows Qhat at every step instead of being frozen when CCR starts."""
+    step = train.train_step
+
+    def changed(run, *rest):
+        if run.ccr:
+            run.temperature.copy_(priors.imbalance_temperature(run.estimator.q_hat))
+        return step(run, *rest)
+    train.train_step = changed
+
+
+VARIANTS = {"separate-statistics": separate_statistics, "unlabeled-alone": unlabeled_alone,
+            "moving-temperature": moving_temperature}
+
+
+def main(arguments):
+    if not arguments or arguments[0] not in VARIANTS:
+        print(f"error: name a variant first: {', '.join(VARIANTS)}", file=sys.stderr)
+        return 2
+    name = arguments[0]
+    train.METHODS[name] = train.METHODS["adello"]
+    VARIANTS[name]()
+    return train.main(["--method", name, *arguments[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
