@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import ablations
 import data
 import evaluate
 import train
@@ -259,3 +260,37 @@ def test_the_compiled_step_equals_the_eager_one_and_compiles_once():
                 found.append(step(run, train.METHODS["adello"], 0.95, *batch).item())
         losses.append(found + run.estimator.q_hat.tolist())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------- the ablations
+
+def test_each_ablation_undoes_its_detail_and_nothing_else(tmp_path, monkeypatch, capsys):
+    small = ["--n1", "20", "--m1", "40", "--imb", "4", "--warmup-steps", "2", *SMALL]
+
+    def ended(variant):
+        for module, name in ((train, "prepare"), (train, "train_step"), (data, "load"), (data, "split")):
+            monkeypatch.setattr(module, name, getattr(module, name))
+        monkeypatch.setitem(train.METHODS, variant, train.METHODS["adello"])
+        out = tmp_path / variant
+        run = (train.main(["--out", str(out), *small]) if variant == "adello" else
+               ablations.main([variant, "--out", str(out), *small]))
+        monkeypatch.undo()
+        images = int(re.search(r"(\d+) unlabeled images", capsys.readouterr().out)[1])
+        assert run == 0
+        return images, rows(out)
+
+    whole, plain = ended("adello")
+    counts = data.long_tail_counts(20, 4, 10), data.long_tail_counts(40, 1 / 4, 10)
+    assert whole == sum(counts[0]) + sum(counts[1])
+    images, _ = ended("unlabeled-alone")
+    assert images == sum(counts[1])
+    images, log = ended("moving-temperature")
+    assert images == whole and log[0]["loss_s"] == pytest.approx(plain[0]["loss_s"], rel=0.05)
+    assert plain[0]["temperature"] == plain[1]["temperature"] and log[0]["temperature"] != log[1]["temperature"]
+    images, log = ended("separate-statistics")
+    assert images == whole and log[0]["loss_s"] != plain[0]["loss_s"]
+    assert log[1]["temperature"] == log[0]["temperature"]
+
+
+def test_an_unknown_ablation_is_refused(capsys):
+    assert ablations.main(["nothing"]) == 2 and "error: name a variant" in capsys.readouterr().err
