@@ -309,12 +309,13 @@ def plot_classes(axes, groups):
 def plot_sweep(axes, groups):
     """Balanced accuracy over the unlabeled set's imbalance: the robustness to label shift."""
     ratios = sorted({g[0].settings["imb_u"] for g in groups}, reverse=True)
-    for method, (color, marker, line) in zip(
-            dict.fromkeys(g[0].settings["method"] for g in groups), STYLES):
+    methods = list(dict.fromkeys(g[0].settings["method"] for g in groups))
+    for method, (color, marker, line) in zip(methods, STYLES):
         found = {g[0].settings["imb_u"]: [100 * run.result["balanced_accuracy"] for run in g]
                  for g in groups if g[0].settings["method"] == method}
         x, values = zip(*sorted((ratios.index(ratio), v) for ratio, v in found.items()))
-        axes.errorbar(x, list(map(statistics.mean, values)),
+        beside = 0.06 * (methods.index(method) - (len(methods) - 1) / 2)  # bars next to each other
+        axes.errorbar(np.add(x, beside), list(map(statistics.mean, values)),
                       [statistics.stdev(v) if len(v) > 1 else 0 for v in values],
                       color=color, marker=marker, linestyle=line, capsize=3, label=method)
     axes.set_xticks(range(len(ratios)), [f"{r:g}" if r >= 1 else f"1/{1 / r:g}" for r in ratios])

@@ -59,7 +59,7 @@ PAPER = dict(  # the settings of the paper's runs (section 5.1 and its supplemen
 PRESETS = {
     "shapes": PAPER | dict(  # short runs need short memories
         n1=150, m1=600, imb=50.0, shift="reversed", model="wrn-10-1", image_size=16, steps=1500,
-        warmup_steps=300, batch_size=16, lr=0.2, ema=0.995, prior_momentum=0.99, bn_momentum=0.05,
+        warmup_steps=300, batch_size=16, lr=0.05, ema=0.995, prior_momentum=0.99, bn_momentum=0.05,
         eval_every=100),
     "cifar10": PAPER,
     "cifar100": PAPER | dict(n1=150, m1=300, imb=50.0),
