@@ -42,15 +42,17 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def seconds(function, device, repeats=3, calls=1):
     """Median seconds of a call, after one that is not counted."""
     function()
-    taken = []
-    for _ in range(repeats):
-        wait(device)
-        start = time.perf_counter()
-        for _ in range(calls):
-            function()
-        wait(device)
-        taken.append((time.perf_counter() - start) / calls)
-    return statistics.median(taken)
+    return statistics.median(timed(function, device, calls) for _ in range(repeats))
+
+
+def timed(function, device, calls):
+    """Seconds of a call, the mean of some."""
+    wait(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    wait(device)
+    return (time.perf_counter() - start) / calls
 
 
 def wait(device):
@@ -67,21 +69,16 @@ class Ours:
         arguments = ["--n1", "100", "--m1", "500", "--imb", "10", "--batch-size", options.batch_size, "--model",
                      options.model, "--image-size", options.image_size, "--device", options.device,
                      "--precision", options.precision, "--compile", options.compile]
-        settings = train.SimpleNamespace(**train.parse(list(map(str, arguments))))
+        self.settings = settings = train.SimpleNamespace(**train.parse(list(map(str, arguments))))
         self.run, self.batch_size, self.i = train.prepare(settings), options.batch_size, 0
         self.precision, self.device = settings.precision, self.run.device
         self.run.ccr.fill_(1.0)
         self.step_function = models.compiled(train.train_step, settings.compile, self.device)
 
     def step(self):
-        sets, device, B = self.run.sets, self.device, self.batch_size
         self.i += 1
-        labeled = data.batch_indices(len(sets.labeled), B, self.i, 0, 0)
-        unlabeled = data.batch_indices(len(sets.unlabeled), 2 * B, self.i, 0, 1)
-        draws = torch.from_numpy(np.random.default_rng(self.i).random((3 * B, 15), np.float32)).to(device)
-        self.step_function(self.run, train.METHODS["adello"], 0.95, data.gather(sets.labeled, labeled, device),
-                           data.gather(sets.labels, labeled, device), data.gather(sets.unlabeled, unlabeled, device),
-                           data.gather(sets.hidden_labels, unlabeled, device), draws)
+        batch = train.batch(self.run, self.settings, self.settings.mu, self.i)
+        self.step_function(self.run, train.METHODS["adello"], 0.95, *batch)
 
     def parts(self):
         """Seconds of the parts, each on its own and eager."""
@@ -210,17 +207,7 @@ def serve(pipe, options, sets, device):
     """The conventional pipeline in its own process, whose memory ours does not manage."""
     pipeline = Conventional(options, sets, device)
     for steps in iter(pipe.recv, None):
-        pipe.send(timed(pipeline, steps, device))
-
-
-def timed(pipeline, steps, device):
-    """Seconds of a step."""
-    wait(device)
-    start = time.perf_counter()
-    for _ in range(steps):
-        pipeline.step()
-    wait(device)
-    return (time.perf_counter() - start) / steps
+        pipe.send(timed(pipeline.step, device, steps))
 
 
 def augmentation_alone(sets, size):
@@ -266,10 +253,10 @@ def main():
     multiprocessing.get_context("spawn").Process(target=serve, args=(other_end, options, sets, device)).start()
     other_end.close()  # a child that ends is then an EOFError here
     pairs = []
-    for i in range(options.repeats + 1):
+    for _ in range(options.repeats + 1):
         pipe.send(steps)
         theirs = pipe.recv()
-        pairs.append((timed(ours, steps, device), theirs))
+        pairs.append((timed(ours.step, device, steps), theirs))
     pipe.send(None)
     peak = (f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB on the GPU" if device.type == "cuda" else
             f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
