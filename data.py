@@ -265,14 +265,8 @@ def shapes(per_class, seed, size=16, noise=0.15):
 
 def normalize(images, mean, std):
     """uint8 images (N, 3, H, W) to float32 of mean 0 and deviation 1; mean, std: 3 in [0, 1]."""
-    mean, std = constant(tuple(mean), images.device), constant(tuple(std), images.device)
-    return (images.float() / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-
-
-@functools.lru_cache(maxsize=64)
-def constant(values, device, dtype=None):
-    """A tensor of a tuple, copied to the device once: each such copy would stall a GPU's queue."""
-    return torch.tensor(values, device=device, dtype=dtype)
+    parts = [(channel.float() / 255 - m) / d for channel, m, d in zip(images.unbind(1), mean, std)]
+    return torch.stack(parts, dim=1)
 
 
 def weak(images, generator=None, draws=None):
@@ -314,8 +308,8 @@ def affine(images, matrix):
 
 def shift(v, *direction):
     """Affine matrices that leave the identity in a direction, (1, 0, 0, 0, 1, 0) + v direction."""
-    basis = constant(((1, 0, 0, 0, 1, 0), direction), v.device, torch.float64)
-    return basis[0] + v[:, None] * basis[1]
+    v = v.double()
+    return torch.stack([one + v * d for one, d in zip((1, 0, 0, 0, 1, 0), direction)], dim=1)
 
 
 def rotation(v, size):
@@ -377,7 +371,6 @@ GEOMETRY = {  # name: (matrices from magnitudes and the image size, lowest, high
     "ShearY": (lambda v, size: shift(v, 0, 0, 0, 1, 0, 0), -0.3, 0.3),
     "TranslateX": (lambda v, size: shift(v, 0, 0, size, 0, 0, 0), -0.3, 0.3),
     "TranslateY": (lambda v, size: shift(v, 0, 0, 0, 0, 0, size), -0.3, 0.3)}
-RANGES = tuple((low, high) for _, low, high in (*COLOUR.values(), *GEOMETRY.values()))
 
 
 def random_operation(images, choice, level):
@@ -387,24 +380,25 @@ def random_operation(images, choice, level):
     computed for its own. A GPU computes each for all and then chooses: the sizes of the groups
     would have to be read back, and so every step is the same sequence of kernels.
     """
-    size, choice = images.shape[-1], (choice * len(RANGES)).long()
-    low, high = constant(RANGES, images.device)[choice].T
-    v = low + (high - low) * level
+    size, colours, geometry = images.shape[-1], COLOUR.values(), GEOMETRY.values()
+    choice = (choice * (len(colours) + len(geometry))).long()
     if images.is_cuda or torch.compiler.is_compiling():
-        for k, (operation, _, _) in enumerate(COLOUR.values()):
-            images = torch.where((choice == k).view(-1, 1, 1, 1), operation(images, v), images)
-        matrices = shift(0 * v, 0, 0, 0, 0, 0, 0)
-        for k, (matrix, _, _) in enumerate(GEOMETRY.values(), len(COLOUR)):
-            matrices = torch.where((choice == k)[:, None], matrix(v, size), matrices)
+        for k, (operation, low, high) in enumerate(colours):
+            done = operation(images, low + (high - low) * level)
+            images = torch.where((choice == k).view(-1, 1, 1, 1), done, images)
+        matrices = shift(level, 0, 0, 0, 0, 0, 0)
+        for k, (matrix, low, high) in enumerate(geometry, len(colours)):
+            turned = matrix(low + (high - low) * level, size)
+            matrices = torch.where((choice == k)[:, None], turned, matrices)
         return affine(images, matrices)
     order = choice.argsort(stable=True)
-    counts = torch.bincount(choice, minlength=len(RANGES)).tolist()
-    images, v = images[order], v[order].split(counts)
-    parts = images.split(counts[:len(COLOUR)] + [sum(counts[len(COLOUR):])])
-    done = [operation(part, some) if len(part) else part
-            for part, some, (operation, _, _) in zip(parts, v, COLOUR.values())]
-    matrices = [matrix(some, size)
-                for some, (matrix, _, _) in zip(v[len(COLOUR):], GEOMETRY.values())]
+    counts = torch.bincount(choice, minlength=len(colours) + len(geometry)).tolist()
+    images, levels = images[order], level[order].split(counts)
+    parts = images.split(counts[:len(colours)] + [sum(counts[len(colours):])])
+    done = [operation(part, low + (high - low) * some) if len(part) else part
+            for part, some, (operation, low, high) in zip(parts, levels, colours)]
+    matrices = [matrix(low + (high - low) * some, size)
+                for some, (matrix, low, high) in zip(levels[len(colours):], geometry)]
     return torch.cat(done + [affine(parts[-1], torch.cat(matrices))])[order.argsort()]
 
 
@@ -419,8 +413,8 @@ def cutout(images, draws):
     axis = torch.arange(size, device=images.device)
     column, row = (axis >= left) & (axis <= left + side), (axis >= top) & (axis <= top + side)
     hole = row[:, None, :, None] & column[:, None, None, :]                       # (N, 1, H, W)
-    fill = constant((125, 123, 114), images.device, torch.uint8).view(1, 3, 1, 1)
-    return torch.where(hole, fill, images)
+    fill = zip(images.split(1, dim=1), (125, 123, 114))
+    return torch.cat([channel.masked_fill(hole, value) for channel, value in fill], dim=1)
 
 
 def strong(images, generator=None, draws=None):

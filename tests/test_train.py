@@ -239,10 +239,12 @@ def test_help_names_every_option_with_its_group_and_default(capsys):
 
 # ---------------------------------------------------------------------------------------- compiled
 
+@pytest.mark.filterwarnings("error:Dynamo detected")
 def test_the_compiled_step_equals_the_eager_one_and_compiles_once():
     """The whole step as torch.compile traces and differentiates it, without generating code for it.
 
-    The rate, alpha, T and the start of CCR change from step to step: no second compilation.
+    The rate, alpha, T and the start of CCR change from step to step: no second compilation, and no
+    warning about what it can only trace on trust.
     """
     losses = []
     for compiled in (False, True):
