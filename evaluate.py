@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import os
 import platform
 import statistics
 import sys
@@ -368,10 +369,11 @@ def main(argv=None):
         if options.logit_adjust:
             runs = [each for run in runs for each in (run, logit_adjusted(run))]
         groups = group(runs)
-        print(table(groups))
         if options.plot:
             plot(groups, options.plot, options.panels)
-            print(f"\n{options.plot} written")
+        print(table(groups) + f"\n\n{options.plot} written" * bool(options.plot), flush=True)
+    except BrokenPipeError:  # whoever reads the table, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -419,7 +419,7 @@ class Status:
         *losses, mask, _ = ((run.totals / taken).tolist() if taken else
                             [row[k] for k in ("loss_s", "loss_u", "loss_uc", "mask_rate")] + [0])
         if not self.told and left > 3600 and run.device.type == "cpu":
-            say(f"without a GPU the rest takes about {left / 3600:.0f} hours; --steps "
+            say(f"without a GPU the rest takes about {left / 3600:.1f} hours; --steps "
                 f"{int(3600 * rate)} would fit an hour")
         self.told, self.shown = True, time.time()
         say(f"step {run.step}/{self.steps}  loss {sum(losses):.3f}  mask {mask:.2f}  balanced "

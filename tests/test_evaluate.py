@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 import evaluate
 from evaluate import calibration, metrics, reliability
@@ -128,6 +132,16 @@ def test_what_is_no_finished_run_is_one_line_and_status_2(tmp_path, capsys, spoi
     assert evaluate.main([str(tmp_path / "run")]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and message in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_reader_that_closes_the_pipe_early_is_no_error(tmp_path):
+    made_up_run(tmp_path / "a")
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, ROOT / "evaluate.py", tmp_path / "a"], stdout=writing,
+                          stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_logit_adjustment_without_a_checkpoint_is_refused(tmp_path, capsys):
