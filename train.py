@@ -423,7 +423,7 @@ class Status:
                 f"{int(3600 * rate)} would fit an hour")
         self.told, self.shown = True, time.time()
         say(f"step {run.step}/{self.steps}  loss {sum(losses):.3f}  mask {mask:.2f}  balanced "
-            f"accuracy {100 * row.get('balanced_accuracy', math.nan):.1f}  {rate:.1f} steps/s  ETA "
+            f"accuracy {100 * row.get('balanced_accuracy', math.nan):.1f}  {rate:.2f} steps/s  ETA "
             f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}",
             end if sys.stdout.isatty() else "\n")
 

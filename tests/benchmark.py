@@ -178,7 +178,7 @@ class Conventional:
         self.average = models.build(options.model, 10).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.03, momentum=0.9, nesterov=True,
                                          weight_decay=5e-4, foreach=False)
-        self.device, self.estimator, self.q = device, priors.PriorEstimator(10, device=device), torch.full((10,), 0.1)
+        self.device, self.estimator = device, priors.PriorEstimator(10, device=device)
 
     def step(self):
         (labeled, labels), (weak, strong) = next(self.labeled), next(self.unlabeled)
