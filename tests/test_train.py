@@ -134,9 +134,31 @@ def test_the_schedule_and_the_frozen_temperature(go, tmp_path):
         assert row["lr"] == pytest.approx(0.05 * math.cos(7 * math.pi * (row["step"] - 1) / 96), rel=1e-5)
 
 
+def test_a_step_trains_at_the_alpha_and_the_rate_of_its_own_number_from_zero(go, monkeypatch):
+    """At t = 0 alpha is 1 and the rate whole, at the last step t is T_max - 1."""
+    step, seen = train.train_step, []
+
+    def watched(run, *arguments):
+        seen.append((run.alpha.item(), run.lr.item()))
+        return step(run, *arguments)
+    monkeypatch.setattr(train, "train_step", watched)
+    assert go("--lr", 0.05, "--out", "run") == 0
+    assert [alpha for alpha, _ in seen] == pytest.approx([1 - 0.9 * (t / 6) ** 2 for t in range(6)])
+    assert [lr for _, lr in seen] == pytest.approx([0.05 * math.cos(7 * math.pi * t / 96) for t in range(6)])
+
+
 def test_warm_up_zero_reads_t_from_the_uniform_estimate(go, tmp_path):
     assert go("--warmup-steps", 0, "--out", "run") == 0
     assert {row["temperature"] for row in rows(tmp_path / "run")} == {1.0}
+
+
+def test_pseudo_label_accuracy_is_the_share_of_right_ones_among_the_confident():
+    run, _ = a_run("adello")
+    logits = torch.zeros(len(run.sets.test_labels), 10)
+    for mask_rate, right, accuracy in ((0.5, 0.4, 0.8), (0.0, 0.0, math.nan)):
+        row = evaluate.log_row(run, logits, 1.0, [2.0, 1.0, 0.5, mask_rate, right])
+        assert row["mask_rate"] == mask_rate
+        assert row["pseudo_label_accuracy"] == pytest.approx(accuracy, nan_ok=True)
 
 
 def test_the_recorded_true_prior_counts_labeled_and_unlabeled(go, tmp_path):
