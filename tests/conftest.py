@@ -1,7 +1,6 @@
-"""Shared by the tests: the modules on the path, a small data set on disk, the command line."""
+"""Shared by the tests: the modules on the path, a small data set on disk, a small run on it."""
 
-import os
-import subprocess
+import csv
 import sys
 from pathlib import Path
 
@@ -12,18 +11,27 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import train
+
 torch.set_num_threads(2)
 
-TINY = ["--steps", "6", "--batch-size", "8", "--eval-every", "3", "--n1", "20", "--m1", "40", "--imb", "4"]
+SMALL = "--steps 6 --batch-size 8 --eval-every 3 --model wrn-10-1 --bn-momentum 0.05 --image-size 16".split()
+
+
+def rows(directory):
+    """A run's log.csv: a dict of floats for each evaluation."""
+    with open(directory / "log.csv") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 @pytest.fixture
-def command(tmp_path):
-    """Run train.py or evaluate.py in an empty directory: command("train.py", ...) -> CompletedProcess."""
-    def run(script, *arguments, env=None, **options):
-        return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], cwd=tmp_path, text=True,
-                              capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "2", **(env or {})},
-                              timeout=240, **options)
+def go(image_folder, tmp_path, monkeypatch):
+    """train.main on the small folder, in an empty directory; returns the exit status."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, split=("--n1", "20", "--m1", "20", "--imb", "4")):
+        return train.main(["--dataset", "folder", "--data-dir", str(image_folder), *split, *SMALL,
+                           *map(str, arguments)])
     return run
 
 

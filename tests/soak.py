@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from conftest import ROOT
+from conftest import ROOT, rows
 import models
-from test_faults import assert_same, rows, state_of
+from test_faults import assert_same, state_of
 from test_random import check
 
 KILLED = ["--dataset", "shapes", "--n1", "20", "--m1", "40", "--imb", "4", "--batch-size", "8", "--steps", "60",

@@ -15,8 +15,7 @@ import torchvision
 
 import models
 import train
-from conftest import ROOT
-from test_train import SMALL, go, rows  # noqa: F401 (go is a fixture)
+from conftest import ROOT, SMALL, rows
 
 LONG = ["--n1", 20, "--m1", 20, "--imb", 4, *SMALL, "--steps", 40, "--eval-every", 4]
 

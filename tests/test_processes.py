@@ -5,15 +5,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
 import models
-from conftest import ROOT
+from conftest import ROOT, rows
 from test_faults import LONG, until
-from test_train import rows
 
 # Batch-norm with the running statistics, since two processes on CPUs normalise each half by its own
 FIXED_BATCH_NORM = f"""

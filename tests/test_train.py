@@ -1,6 +1,5 @@
 """train.py: the family's table, the step, the files of a run, the command line."""
 
-import csv
 import json
 import math
 import re
@@ -15,28 +14,10 @@ import data
 import evaluate
 import models
 import train
+from conftest import SMALL, rows
 from losses import complementary_loss, confidence_mask, consistency_loss, supervised_loss
 from priors import alpha_schedule, kl_divergence, smooth
 from test_data import cifar_files
-
-SMALL = "--steps 6 --batch-size 8 --eval-every 3 --model wrn-10-1 --bn-momentum 0.05 --image-size 16".split()
-
-
-@pytest.fixture
-def go(image_folder, tmp_path, monkeypatch):
-    """train.main on the small folder, in an empty directory; returns the exit status."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, split=("--n1", "20", "--m1", "20", "--imb", "4")):
-        return train.main(["--dataset", "folder", "--data-dir", str(image_folder), *split, *SMALL,
-                           *map(str, arguments)])
-    return run
-
-
-def rows(directory):
-    with open(directory / "log.csv") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-
 
 # -------------------------------------------------------------------------------------- the family
 
