@@ -297,12 +297,12 @@ def affine(images, matrix):
     matrix: (N, 6) float64 of a..f. In 16.16 fixed point at pixel centres, as PIL's Image.transform.
     """
     size, device = images.shape[-1], images.device
-    a, b, c = matrix.view(-1, 2, 1, 1, 3).unbind(4)                               # (N, 2, 1, 1) each
+    a, b, c = matrix.view(-1, 2, 1, 1, 3).unbind(4)                            # (N, 2, 1, 1) each
     a, b, c = ((65536 * t + 0.5).floor().int() for t in (a, b, c + (a + b) / 2))
     axis = torch.arange(size, dtype=torch.int32, device=device)
     source = (a * axis + b * axis[:, None] + c) >> 16                             # (N, 2, H, W)
-    inside = ((source >= 0) & (source < size)).all(dim=1)
     column, row = source.unbind(1)
+    inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)          # (N, H, W)
     return pick(images, ((row * size + column) * inside).long()) * inside[:, None]
 
 
@@ -393,13 +393,14 @@ def random_operation(images, choice, level):
         return affine(images, matrices)
     order = choice.argsort(stable=True)
     counts = torch.bincount(choice, minlength=len(colours) + len(geometry)).tolist()
-    images, levels = images[order], level[order].split(counts)
+    images, levels = images.index_select(0, order), level[order].split(counts)
     parts = images.split(counts[:len(colours)] + [sum(counts[len(colours):])])
     done = [operation(part, low + (high - low) * some) if len(part) else part
             for part, some, (operation, low, high) in zip(parts, levels, colours)]
     matrices = [matrix(low + (high - low) * some, size)
                 for some, (matrix, low, high) in zip(levels[len(colours):], geometry)]
-    return torch.cat(done + [affine(parts[-1], torch.cat(matrices))])[order.argsort()]
+    done = torch.cat(done + [affine(parts[-1], torch.cat(matrices))])
+    return done.index_select(0, order.argsort())
 
 
 def cutout(images, draws):
@@ -467,4 +468,6 @@ def gather(tensor, index, device):
     """Rows of a tensor, wherever it lives, on the device. None stays None."""
     if tensor is None:
         return None
-    return tensor[index.to(tensor.device, non_blocking=True)].to(device, non_blocking=True)
+    index = index.to(tensor.device, non_blocking=True)
+    rows = tensor.index_select(0, index)  # tensor[index] would go byte by byte
+    return rows.to(device, non_blocking=True)
