@@ -325,7 +325,7 @@ def plot_sweep(axes, groups):
 
 
 def plot(groups, path, panels):
-    """Draw the panels, one below the other, into a picture. Raises ValueError without matplotlib."""
+    """Draw the panels, one below the other, to a file. Raises ValueError without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -353,11 +353,11 @@ def plot(groups, path, panels):
 
 def main(argv=None):
     """The command line. Returns the exit status."""
-    parser = models.Parser(allow_abbrev=False, description="Table and pictures of finished runs; runs "
-                           "that differ in the seed alone become one row, mean ± deviation.")
+    parser = models.Parser(allow_abbrev=False, description="Table and pictures of finished runs; "
+                           "those that differ in the seed alone become one row, mean ± deviation.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of a run")
-    parser.add_argument("--logit-adjust", action="store_true", help="add the post-hoc logit-adjusted "
-                        "classifier, argmax f - log P_L (needs the checkpoints)")
+    parser.add_argument("--logit-adjust", action="store_true", help="add the post-hoc "
+                        "logit-adjusted classifier, argmax f - log P_L (needs the checkpoints)")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the panels (needs matplotlib)")
     parser.add_argument("--panels", nargs="+", default=("reliability", "priors", "classes"),
                         choices=("reliability", "priors", "classes", "sweep"),

@@ -259,7 +259,7 @@ def load_checkpoint(path):
     """Read a checkpoint with its checksums verified: tensors, numbers and strings only, no code.
 
     Returns None when there is none. Takes the previous one when a kill came between the two renames
-    of save_checkpoint. Raises ValueError, with what to do, when it is damaged or holds other things.
+    of save_checkpoint. Raises ValueError, with what to do, when it is damaged or not a checkpoint.
     """
     if not path.exists():
         if not previous(path).exists():

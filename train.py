@@ -105,8 +105,10 @@ def parse(argv=None):
     add("--imb", type=number(float, 1), help="gamma of the labeled set: largest / smallest class")
     add("--shift", choices=("consistent", "uniform", "reversed"),
         help="class sizes of the unlabeled set: as the labeled ones, all equal, or reversed")
-    add("--imb-u", type=above_0, help="gamma of the unlabeled set, below 1 reversed; not with --shift")
-    add("--labeled-fraction", type=share, help="label this share of each class; without the five above")
+    add("--imb-u", type=above_0,
+        help="gamma of the unlabeled set, below 1 reversed; not with --shift")
+    add("--labeled-fraction", type=share,
+        help="label this share of each class; without the five above")
     add("--image-size", type=number(int, 8, 1024, "[]"), help="side of the images in pixels")
 
     add = parser.add_argument_group("method").add_argument
@@ -125,7 +127,8 @@ def parse(argv=None):
     add("--lr", type=above_0, help="first learning rate of the cosine schedule")
     add("--weight-decay", type=number(float, 0), help="on weights, not on batch-norm and biases")
     add("--ema", type=memory, help="decay of the averaged parameters that are evaluated")
-    add("--bn-momentum", type=number(float, 0, 1, "(]"), help="of batch-norm, in PyTorch's convention")
+    add("--bn-momentum", type=number(float, 0, 1, "(]"),
+        help="of batch-norm, in PyTorch's convention")
     add("--seed", type=number(int, 0, 2**31, "[]"), default=0,
         help="of split, initialisation, order and views (default: 0)")
 
