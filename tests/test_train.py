@@ -51,14 +51,33 @@ def test_every_method_is_the_papers_row_of_priors(method, p_labeled, source, tar
     f_x, f_w, f_s = logits.split([8, len(unlabeled), len(unlabeled)])
     q = {None: None, "P": run.p_labeled, "Qhat": torch.arange(1, 11) / 55, "Q": run.q_true}
     q_smooth = smooth(q[target], 0.6) if target else None
-    expected = supervised_loss(f_x, labels, q[p_labeled], q_smooth)
+    expected, threshold = supervised_loss(f_x, labels, q[p_labeled], q_smooth), 0.95
     if method != "supervised":
         p = f_w.softmax(1)
-        mask = confidence_mask(p)
+        threshold = p.max(1).values.sort().values[7:9].mean().item()  # half of the sixteen are confident
+        mask = confidence_mask(p, threshold)
+        assert mask.sum() == 8
         expected += consistency_loss(f_s, p, mask, q[source], q_smooth)
         if soft:
             expected += complementary_loss(f_s, p, mask if soft == "rest" else 0 * mask, q[source], q_smooth, 1.3)
-    assert train.train_step(run, train.METHODS[method], 0.95, *batch).item() == pytest.approx(expected.item(), rel=1e-4)
+    found = train.train_step(run, train.METHODS[method], threshold, *batch)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_step_records_its_losses_the_share_of_confident_images_and_the_share_of_those_that_are_right():
+    run, batch = a_run("adello")
+    logits = 8 * torch.randn(8 + 16 + 16, 10, generator=torch.Generator().manual_seed(0))
+    run.forward = lambda images: logits.requires_grad_()
+    f_x, f_w, f_s = logits.split([8, 16, 16])
+    p, hidden, q, q_smooth = f_w.softmax(1), f_w.argmax(1), torch.arange(1, 11) / 55, smooth(torch.arange(1, 11) / 55, 0.6)
+    hidden[5:] = (hidden[5:] + 1) % 10  # the first five are right
+    mask = p.max(1).values >= 0.95
+    assert 0 < mask[:5].sum() < 5 and 0 < mask[5:].sum() < 11
+    train.train_step(run, train.METHODS["adello"], 0.95, *batch[:3], hidden, batch[4])
+    losses = [supervised_loss(f_x, batch[1], run.p_labeled, q_smooth), consistency_loss(f_s, p, mask.float(), q, q_smooth),
+              complementary_loss(f_s, p, mask.float(), q, q_smooth, 1.3)]
+    assert run.totals.tolist() == pytest.approx([loss.item() for loss in losses] + [
+        mask.float().mean().item(), mask[:5].sum().item() / 16], rel=1e-5)
 
 
 def test_the_losses_use_qhat_from_before_the_step_and_qhat_follows_the_weak_predictions():
