@@ -147,6 +147,17 @@ def test_a_step_trains_at_the_alpha_and_the_rate_of_its_own_number_from_zero(go,
     assert [lr for _, lr in seen] == pytest.approx([0.05 * math.cos(7 * math.pi * t / 96) for t in range(6)])
 
 
+def test_a_row_of_the_log_holds_the_means_since_the_row_before(go, tmp_path):
+    for every, out in ((1, "each"), (4, "four")):  # the second one's rows are of steps 1 to 4, and 5 and 6
+        assert go("--warmup-steps", 2, "--eval-every", every, "--out", out) == 0
+    each, four = rows(tmp_path / "each"), rows(tmp_path / "four")
+    assert [row["step"] for row in four] == [4, 6]
+    for name in ("loss_s", "loss_uc"):
+        values = [row[name] for row in each]
+        assert len(set(values)) > 2 and [row[name] for row in four] == pytest.approx(
+            [sum(values[:4]) / 4, sum(values[4:]) / 2], rel=1e-5)
+
+
 def test_warm_up_zero_reads_t_from_the_uniform_estimate(go, tmp_path):
     assert go("--warmup-steps", 0, "--out", "run") == 0
     assert {row["temperature"] for row in rows(tmp_path / "run")} == {1.0}
