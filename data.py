@@ -301,15 +301,16 @@ def affine(images, matrix):
     a, b, c = ((65536 * t + 0.5).floor().int() for t in (a, b, c + (a + b) / 2))
     axis = torch.arange(size, dtype=torch.int32, device=device)
     source = (a * axis + b * axis[:, None] + c) >> 16                             # (N, 2, H, W)
-    column, row = source.unbind(1)
-    inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)          # (N, H, W)
-    return pick(images, ((row * size + column) * inside).long()) * inside[:, None]
+    nearest = source.clamp(0, size - 1)
+    (column, row), (beside, above) = nearest.unbind(1), (source != nearest).unbind(1)
+    return pick(images, (row * size + column).long()) * ~(beside | above)[:, None]
 
 
-def shift(v, *direction):
-    """Affine matrices that leave the identity in a direction, (1, 0, 0, 0, 1, 0) + v direction."""
-    v = v.double()
-    return torch.stack([one + v * d for one, d in zip((1, 0, 0, 0, 1, 0), direction)], dim=1)
+def identity_but(place, v):
+    """Affine matrices of the identity, (1, 0, 0, 0, 1, 0), but for v (N,) at one place."""
+    matrix = torch.eye(2, 3, dtype=torch.float64, device=v.device).flatten().repeat(len(v), 1)
+    matrix[:, place] = v
+    return matrix
 
 
 def rotation(v, size):
@@ -338,10 +339,10 @@ def contrast(images, factor):
 
 def sharpness(images, factor):
     """Blend with PIL's SMOOTH: (the 3x3 sum + 4 centres) / 13, rounded; borders stay."""
-    x = images.int()
+    x = images.float()
     inner, sums = x[..., 1:-1, 1:-1], x[..., :-2] + x[..., 1:-1] + x[..., 2:]
     total = sums[..., :-2, :] + sums[..., 1:-1, :] + sums[..., 2:, :] + 4 * inner
-    x[..., 1:-1, 1:-1] = (2 * total + 13) // 26
+    x[..., 1:-1, 1:-1] = (total / 13).round()  # thirteenths are never halves
     return blend(x, images, factor)
 
 
@@ -367,10 +368,10 @@ COLOUR = {  # name: (function of images and their magnitudes, lowest, highest ma
     "Solarize": (solarize, 0, 256)}
 GEOMETRY = {  # name: (matrices from magnitudes and the image size, lowest, highest magnitude)
     "Rotate": (rotation, -30, 30),
-    "ShearX": (lambda v, size: shift(v, 0, 1, 0, 0, 0, 0), -0.3, 0.3),
-    "ShearY": (lambda v, size: shift(v, 0, 0, 0, 1, 0, 0), -0.3, 0.3),
-    "TranslateX": (lambda v, size: shift(v, 0, 0, size, 0, 0, 0), -0.3, 0.3),
-    "TranslateY": (lambda v, size: shift(v, 0, 0, 0, 0, 0, size), -0.3, 0.3)}
+    "ShearX": (lambda v, size: identity_but(1, v), -0.3, 0.3),
+    "ShearY": (lambda v, size: identity_but(3, v), -0.3, 0.3),
+    "TranslateX": (lambda v, size: identity_but(2, v.double() * size), -0.3, 0.3),
+    "TranslateY": (lambda v, size: identity_but(5, v.double() * size), -0.3, 0.3)}
 
 
 def random_operation(images, choice, level):
@@ -386,19 +387,21 @@ def random_operation(images, choice, level):
         for k, (operation, low, high) in enumerate(colours):
             done = operation(images, low + (high - low) * level)
             images = torch.where((choice == k).view(-1, 1, 1, 1), done, images)
-        matrices = shift(level, 0, 0, 0, 0, 0, 0)
+        matrices = identity_but(0, torch.ones_like(level))
         for k, (matrix, low, high) in enumerate(geometry, len(colours)):
             turned = matrix(low + (high - low) * level, size)
             matrices = torch.where((choice == k)[:, None], turned, matrices)
         return affine(images, matrices)
+    spans = torch.tensor([(low, high - low) for _, low, high in (*colours, *geometry)])[choice]
     order = choice.argsort(stable=True)
     counts = torch.bincount(choice, minlength=len(colours) + len(geometry)).tolist()
-    images, levels = images.index_select(0, order), level[order].split(counts)
-    parts = images.split(counts[:len(colours)] + [sum(counts[len(colours):])])
-    done = [operation(part, low + (high - low) * some) if len(part) else part
-            for part, some, (operation, low, high) in zip(parts, levels, colours)]
-    matrices = [matrix(low + (high - low) * some, size)
-                for some, (matrix, low, high) in zip(levels[len(colours):], geometry)]
+    magnitudes = (spans[:, 0] + spans[:, 1] * level)[order].split(counts)
+    parts = images.index_select(0, order).split(
+        counts[:len(colours)] + [sum(counts[len(colours):])])
+    done = [operation(part, v) if len(part) else part
+            for part, v, (operation, _, _) in zip(parts, magnitudes, colours)]
+    matrices = [matrix(v, size)
+                for v, (matrix, _, _) in zip(magnitudes[len(colours):], geometry)]
     done = torch.cat(done + [affine(parts[-1], torch.cat(matrices))])
     return done.index_select(0, order.argsort())
 
@@ -413,9 +416,9 @@ def cutout(images, draws):
     left, top = (x - side / 2).clamp(min=0).floor(), (y - side / 2).clamp(min=0).floor()
     axis = torch.arange(size, device=images.device)
     column, row = (axis >= left) & (axis <= left + side), (axis >= top) & (axis <= top + side)
-    hole = row[:, None, :, None] & column[:, None, None, :]                       # (N, 1, H, W)
-    fill = zip(images.split(1, dim=1), (125, 123, 114))
-    return torch.cat([channel.masked_fill(hole, value) for channel, value in fill], dim=1)
+    hole = (row[:, None, :, None] & column[:, None, None, :]).to(torch.uint8)     # (N, 1, H, W)
+    fill = zip(images.split(1, dim=1), (125, 123, 114))  # by arithmetic, which is vectorised
+    return torch.cat([channel * (1 - hole) + value * hole for channel, value in fill], dim=1)
 
 
 def strong(images, generator=None, draws=None):
