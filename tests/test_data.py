@@ -38,6 +38,10 @@ def test_every_setting_of_the_paper_falls_from_head_to_head_over_gamma(head, gam
     assert data.long_tail_counts(head, 1 / gamma, classes) == counts[::-1]
 
 
+def test_a_reversed_imbalance_is_the_inverse_though_its_float_is_not():
+    assert 1 / (1 / 49) > 49 and data.long_tail_counts(490, 1 / 49, 10)[0] == 10
+
+
 @pytest.mark.parametrize("imb_u, kl", [(100, 0.910), (1 / 100, 0.204), (1, 0.0084)])
 def test_distance_of_the_true_prior_from_uniform_as_the_paper_has_it(imb_u, kl):
     union = torch.tensor(data.long_tail_counts(1500, 100, 10)) + torch.tensor(data.long_tail_counts(3000, imb_u, 10))
@@ -131,6 +135,8 @@ def test_images_without_labels_join_and_leave_no_hidden_labels(image_folder, tmp
         Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / "unlabeled" / f"{i}.png")
     sets = data.load("folder", tmp_path, labeled_fraction=0.5, image_size=16)
     assert len(sets.unlabeled) == 127 and sets.hidden_labels is None and len(sets.labels) == 60
+    cut = data.load("folder", tmp_path, n1=20, m1=10**6, imb=4, image_size=16)  # M1 draws nothing: the 127 are U
+    assert torch.equal(cut.unlabeled, sets.unlabeled) and torch.bincount(cut.labels).tolist() == [20, 10, 5]
 
 
 def test_grey_rgba_palette_and_16_bit_images_of_any_size_are_read(tmp_path):
