@@ -48,6 +48,12 @@ def test_a_confidence_on_a_bin_edge_belongs_to_the_lower_bin_and_one_to_the_last
     assert share.tolist() == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3])
 
 
+def test_a_confidence_above_one_by_rounding_is_in_the_last_bin_and_zero_in_the_first():
+    above = torch.tensor([[1.0, 0.0]]).nextafter(torch.tensor(2.0))
+    assert above[0, 0] > 1 and reliability(above, torch.tensor([0]))[:, 0].tolist() == [0] * 14 + [1]
+    assert reliability(torch.zeros(1, 2), torch.tensor([0]))[:, 0].tolist() == [1] + [0] * 14
+
+
 def test_gaps_of_opposite_sign_in_one_bin_cancel_and_in_two_do_not():
     probs, labels = two_classes([0.9, 0.9], [1, 0])
     assert calibration(probs, labels)[0] == pytest.approx(0.4)

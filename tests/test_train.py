@@ -233,6 +233,17 @@ def test_the_checkpoint_gives_the_results_again_and_logit_adjustment_a_second_ro
     assert adjusted[1].strip() == "adello + LA" and plain[2:] == adjusted[2:]
 
 
+def test_logit_adjustment_takes_the_labeled_prior_from_the_averaged_networks_logits(go, tmp_path):
+    assert go("--out", "run") == 0
+    run, state = evaluate.read_run(tmp_path / "run"), models.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    model, s = models.build("wrn-10-1", 3), run.settings
+    model.load_state_dict(state["ema"])
+    sets = data.load("folder", s["data_dir"], 20, 20, 4.0, s["imb_u"], None, 16)
+    likelihood = evaluate.predict(model.eval(), sets.test, sets.mean, sets.std).softmax(1) / torch.tensor([20, 10, 5])
+    plain, found = run.result["per_class_accuracy"], evaluate.logit_adjusted(run).result["per_class_accuracy"]
+    assert found == [(likelihood[sets.test_labels == k].argmax(1) == k).double().mean().item() for k in range(3)] != plain
+
+
 # ---------------------------------------------------------------------------------- the command line
 
 def test_the_defaults_are_adello_on_shapes_reversed():
