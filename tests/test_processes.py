@@ -38,7 +38,7 @@ def test_two_processes_equal_one(image_folder, tmp_path):
     script.write_text(FIXED_BATCH_NORM)
     logs, states = [], []
     for processes in (1, 2):
-        process = start(processes, script, image_folder, tmp_path / str(processes))
+        process = start(processes, script, image_folder, tmp_path / str(processes), "--precision", "fp32")
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
         assert out.count("balanced accuracy") == 3  # two evaluations and the summary: one writer

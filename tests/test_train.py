@@ -23,7 +23,8 @@ from test_data import cifar_files
 
 def a_run(method, step=3, **changes):
     """A prepared run on a few shapes, its batch, and the step's own numbers."""
-    settings = train.parse(["--batch-size", "8", "--n1", "20", "--m1", "40", "--imb", "4", "--method", method])
+    settings = train.parse(["--batch-size", "8", "--n1", "20", "--m1", "40", "--imb", "4", "--method", method,
+                            "--precision", "fp32"])
     run = train.prepare(SimpleNamespace(**(settings | changes)))
     run.estimator.q_hat.copy_(torch.arange(1, 11) / 55)
     run.alpha.fill_(0.6)
