@@ -400,8 +400,7 @@ def random_operation(images, choice, level):
         counts[:len(colours)] + [sum(counts[len(colours):])])
     done = [operation(part, v) if len(part) else part
             for part, v, (operation, _, _) in zip(parts, magnitudes, colours)]
-    matrices = [matrix(v, size)
-                for v, (matrix, _, _) in zip(magnitudes[len(colours):], geometry)]
+    matrices = [matrix(v, size) for v, (matrix, _, _) in zip(magnitudes[len(colours):], geometry)]
     done = torch.cat(done + [affine(parts[-1], torch.cat(matrices))])
     return done.index_select(0, order.argsort())
 
@@ -417,8 +416,8 @@ def cutout(images, draws):
     axis = torch.arange(size, device=images.device)
     column, row = (axis >= left) & (axis <= left + side), (axis >= top) & (axis <= top + side)
     hole = (row[:, None, :, None] & column[:, None, None, :]).to(torch.uint8)     # (N, 1, H, W)
-    fill = zip(images.split(1, dim=1), (125, 123, 114))  # by arithmetic, which is vectorised
-    return torch.cat([channel * (1 - hole) + value * hole for channel, value in fill], dim=1)
+    fill = torch.cat([value * hole for value in (125, 123, 114)], dim=1)          # (N, 3, H, W)
+    return images * (1 - hole) + fill  # arithmetic, which is vectorised; torch.where is not
 
 
 def strong(images, generator=None, draws=None):
