@@ -1,20 +1,32 @@
-"""The three losses of ADELLO and the logit adjustment under them (paper, section 4).
+"""The three losses of ADELLO, the logit adjustment under them, and the family (paper, section 4).
 
 f = logits, w / W = weak / strong view, sigma = softmax, H = cross-entropy, p(u) = sigma(f(w(u))):
 
-    L_s  = mean_b H( y_b,  sigma( f(w(x_b)) + log P_L / Qhat_a ) )
-    L_u  = mean_u M(u) H( yhat,  sigma( f(W(u)) + log Qhat / Qhat_a ) ),          yhat = argmax p(u)
-    L_uc = mean_u (1 - M(u)) H( p(u)^(1/T) normalised,  sigma( (f(W(u)) + log Qhat / Qhat_a) / T ) )
+    L_s, L_u and L_uc below; all means run over the whole batch: a masked sample counts as zero
 
-Means run over the whole batch: a masked sample counts as zero. Where the priors come from is in
-priors.py; which priors make which method of the family is the table METHODS in train.py. Every
-function keeps its input's precision: float64 in, float64 out.
+Where the priors come from is in priors.py, the step in train.py. float64 in, float64 out.
 """
+
+from collections import namedtuple
 
 import torch
 import torch.nn.functional as F
 
 EPS = 1e-9  # the authors' code: log((a + 1e-9) / (b + 1e-9))
+
+# One formula, other priors. consistency: whether there is L_u; source: the prior of the unlabeled
+# data, numerator in L_u (in L_s it is P_L); target: the prior that alpha_t smooths, denominator in
+# L_s and L_u; ccr: soft pseudo-labels, on the "rest" that L_u masks or on "all".
+Method = namedtuple("Method", "consistency source target ccr")
+METHODS = {
+    "supervised": Method(False, None, None, None),
+    "fixmatch": Method(True, None, None, None),              # Sohn et al. 2020
+    "ccr": Method(True, None, None, "rest"),                 # FixMatch + CCR
+    "udal": Method(True, "q_hat", "p_labeled", None),        # Lazarow et al. 2023
+    "flexda": Method(True, "q_hat", "q_hat", None),
+    "adello": Method(True, "q_hat", "q_hat", "rest"),        # FlexDA + CCR
+    "kd": Method(True, "q_hat", "q_hat", "all"),             # ablation: distil on every sample
+    "oracle": Method(True, "q_hat", "q_true", "rest")}       # analysis: the true prior as target
 
 
 def adjust(logits, source, target):
@@ -22,17 +34,11 @@ def adjust(logits, source, target):
 
         f + log( (source + eps) / (target + eps) ),   eps = 1e-9
 
-    A network trained so that the adjusted logits fit data of prior `source` yields raw logits that
-    fit prior `target` (Menon et al. 2021). logits: (N, K); source, target: (K,) priors, or both
-    None for no adjustment. Returns (N, K). Raises ValueError on other shapes.
+    Raw logits then fit prior `target` (Menon et al. 2021). logits: (N, K); source, target: (K,)
+    priors, or both None for no adjustment. Returns (N, K).
     """
     if source is None and target is None:
         return logits
-    if source is None or target is None:
-        raise ValueError("source and target must both be priors or both None")
-    if not logits.shape[-1:] == source.shape == target.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} need priors ({logits.shape[-1]},), got "
-                         f"{tuple(source.shape)} and {tuple(target.shape)}")
     return logits + torch.log((source + EPS) / (target + EPS))
 
 
@@ -44,8 +50,7 @@ def confidence_mask(probs, threshold=0.95):
 def supervised_loss(logits, labels, p_labeled, q_smooth):
     """FlexDA on labeled data, L_s = mean_b H( y_b, sigma( f(w(x_b)) + log P_L / Qhat_a ) ).
 
-    logits: (B, K); labels: (B,) int64 in 0..K-1; p_labeled, q_smooth: (K,) priors or both None
-    (plain cross-entropy). Returns a scalar.
+    logits: (B, K); labels: (B,) int64; p_labeled, q_smooth: (K,) or both None. Returns a scalar.
     """
     return F.cross_entropy(adjust(logits, p_labeled, q_smooth), labels)
 
@@ -53,11 +58,10 @@ def supervised_loss(logits, labels, p_labeled, q_smooth):
 def consistency_loss(logits_strong, probs_weak, mask, q_hat, q_smooth):
     """FlexDA where the network is confident.
 
-        L_u = mean_u M(u) H( yhat, sigma( f(W(u)) + log Qhat / Qhat_a ) )
+        L_u = mean_u M(u) H( yhat, sigma( f(W(u)) + log Qhat / Qhat_a ) ),    yhat = argmax p(u)
 
-    The hard pseudo-label yhat = argmax p(u) comes from the raw weak prediction and carries no
-    gradient. logits_strong, probs_weak: (N, K); mask: (N,) M; q_hat, q_smooth: (K,) priors or
-    both None (FixMatch). Returns a scalar.
+    logits_strong, probs_weak: (N, K), the latter without gradient; mask: (N,) M; q_hat, q_smooth:
+    (K,) priors or both None (FixMatch). Returns a scalar.
     """
     pseudo_labels = probs_weak.detach().argmax(dim=1)
     loss = F.cross_entropy(adjust(logits_strong, q_hat, q_smooth), pseudo_labels, reduction="none")

@@ -1,22 +1,15 @@
-"""Networks, their moving average, the machine they run on, and their state on disk.
+"""Networks and their moving average; the device they run on; files written whole.
 
 WRN-28-2 (Zagoruyko & Komodakis 2016) as in the authors' code, the paper's network for CIFAR and
 STL-10; smaller siblings for quick runs; torchvision's ResNet-50 for ImageNet-127.
 """
 
-import argparse
 import copy
-import ctypes
+import fcntl
 import io
 import os
 import re
-import sys
 import zipfile
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; a run there is not guarded against a second process
-    fcntl = None
 
 import torch
 from torch import nn
@@ -24,7 +17,7 @@ from torchvision.models import resnet50
 
 
 def activation(channels, momentum, eps=1e-5):
-    """Batch-norm, then LeakyReLU(0.1). Channels: width of the input."""
+    """Batch-norm, then LeakyReLU(0.1)."""
     return nn.Sequential(nn.BatchNorm2d(channels, eps=eps, momentum=momentum),
                          nn.LeakyReLU(0.1, inplace=True))
 
@@ -32,21 +25,17 @@ def activation(channels, momentum, eps=1e-5):
 class Block(nn.Module):
     """Pre-activation residual block: two 3x3 convolutions and a 1x1 shortcut where shapes change.
 
-    Three ways to feed it, as the authors' code does:
-      equal shapes                both: x + branch(activate(x))
-      new shape, first group      the shortcut, too, takes the activated input
-      new shape, groups 2 and 3   raw x into branch and shortcut. In the authors' code the first
-                                  batch-norm is computed here and thrown away; the published
-                                  numbers come from networks with this quirk, so we keep the path
-                                  and leave out the dead batch-norm.
+    Where shapes change, the first group activates the input of both branches, and groups 2 and 3
+    feed it raw to both. In the authors' code the first batch-norm is computed there and thrown
+    away; the published numbers come from networks with this quirk: same path, no dead batch-norm.
     """
 
     def __init__(self, inputs, outputs, stride, first_group, momentum):
         super().__init__()
         self.same_shape = inputs == outputs and stride == 1
         self.activate_both = first_group and not self.same_shape
-        self.activate1 = (activation(inputs, momentum) if self.same_shape or first_group
-                          else nn.Identity())
+        raw = not self.same_shape and not first_group
+        self.activate1 = nn.Identity() if raw else activation(inputs, momentum)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.activate2 = activation(outputs, momentum)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
@@ -62,15 +51,13 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     """Wide residual network: 3x3 stem to 16 channels, three groups of 16, 32, 64 times `width`.
 
-    depth: 6 n + 4 for n blocks a group; width: the multiplier, >= 1; num_classes: K; bn_momentum:
-    PyTorch's convention, the weight of the new batch (the authors' 0.001 suits 2^18 steps).
+    depth: 6 n + 4 for n blocks a group; bn_momentum: weight of the new batch, PyTorch's convention.
     """
 
     def __init__(self, depth, width, num_classes, bn_momentum=0.001):
         super().__init__()
-        if depth < 10 or (depth - 4) % 6 or width < 1 or num_classes < 1:
-            raise ValueError(f"WRN-{depth}-{width} with {num_classes} classes: the depth must be "
-                             "6 n + 4, at least 10, the width and the classes positive")
+        if depth < 10 or (depth - 4) % 6 or width < 1:
+            raise ValueError(f"--model wrn-{depth}-{width}: depth 10, 16, 22 ..., width 1, 2, ...")
         blocks, channels = (depth - 4) // 6, 16
         self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=True)
         layers = []
@@ -83,12 +70,10 @@ class WideResNet(nn.Module):
         self.activate = activation(channels, bn_momentum, eps=1e-3)
         self.linear = nn.Linear(channels, num_classes)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, a=0.1, mode="fan_out")
-            elif isinstance(module, nn.Linear):
-                nn.init.xavier_normal_(module.weight)
-            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Conv2d):  # gain sqrt 2, the stem's bias as PyTorch draws it
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        nn.init.xavier_normal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, images):                                  # (N, 3, H, W)
         features = self.activate(self.blocks(self.stem(images)))  # (N, 64 width, H/4, W/4)
@@ -101,25 +86,19 @@ def wrn_28_2(num_classes):
 
 
 def build(name, num_classes, bn_momentum=0.001):
-    """A network by name, `wrn-<depth>-<width>` or `resnet50`: (N, 3, H, W) -> logits (N, K).
-
-    bn_momentum is for the WRNs; ResNet-50 is torchvision's as it stands. Raises ValueError on
-    another name.
-    """
+    """A network by name, `wrn-<depth>-<width>` or torchvision's `resnet50`, or ValueError."""
     if name == "resnet50":
         return resnet50(num_classes=num_classes)
     match = re.fullmatch(r"wrn-(\d{1,3})-(\d{1,3})", name)
     if not match:
-        raise ValueError(f"model {name!r} is unknown; it must be resnet50 or wrn-<depth>-<width>, "
-                         "wrn-28-2 for example")
+        raise ValueError(f"--model {name!r} must be resnet50 or wrn-<depth>-<width>, as wrn-28-2")
     return WideResNet(int(match[1]), int(match[2]), num_classes, bn_momentum)
 
 
 class EMA:
     """Exponential moving average of a model's parameters, theta' <- decay theta' + (1-decay) theta.
 
-    Buffers (batch-norm statistics) are copied, not averaged, as in the authors' code. `.model` is
-    the averaged network, in evaluation mode; it starts as a copy of `model`. decay: in [0, 1).
+    Buffers are copied, not averaged, as in the authors' code. `.model` is the averaged network.
     """
 
     def __init__(self, model, decay):
@@ -129,9 +108,8 @@ class EMA:
     @torch.no_grad()
     def update(self, model):
         """Take in the parameters that `model` has after an optimiser step."""
-        averages, values = list(self.model.parameters()), list(model.parameters())
-        torch._foreach_lerp_(averages, values, 1 - self.decay)
-        torch._foreach_copy_(list(self.model.buffers()), list(model.buffers()))
+        torch._foreach_lerp_([*self.model.parameters()], [*model.parameters()], 1 - self.decay)
+        torch._foreach_copy_([*self.model.buffers()], [*model.buffers()])
 
 
 def parameter_groups(model, weight_decay):
@@ -141,139 +119,63 @@ def parameter_groups(model, weight_decay):
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
 
 
-# ------------------------------------------------------------------------------------ the machine
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line on standard error, exit status 2."""
-
-    def error(self, message):
-        self.exit(2, f"error: {message}\n")
-
-
 def choose_device(name, precision):
-    """Settle `auto` and prepare the device: its name and "fp32" or "bf16".
-
-    Raises ValueError when the device is absent.
-    bf16 is chosen where the hardware multiplies it natively: recent GPUs, CPUs with AVX512-BF16 or
-    AMX. Elsewhere it is emulated, many times slower than fp32.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        name = "cuda" if gpus else "cpu"
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
-    if not match or name != "cpu" and int(match[1] or 0) >= gpus:
-        raise ValueError(f"--device {name} is not here; there are cpu and {gpus} CUDA devices")
-    if name != "cpu":
-        name = f"cuda:{match[1] or os.environ.get('LOCAL_RANK', 0)}"
-        torch.cuda.set_device(name)
-        torch.backends.cudnn.benchmark = True
-    else:
-        keep_memory()
-    if precision == "auto":
+    """Settle `auto`: a device's name, and bf16 where its hardware has it. ValueError if absent."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    name = "cuda:0" if name == "cuda" or name == "auto" and gpus else name.replace("auto", "cpu")
+    if name not in ["cpu", *gpus]:
+        raise ValueError(f"--device {name} is not here; there are {', '.join(['cpu', *gpus])}")
+    if name == "cpu":
         flags = torch.cpu.get_capabilities()
-        native = (torch.cuda.is_bf16_supported(including_emulation=False) if name != "cpu"
-                  else flags.get("avx512_bf16") or flags.get("amx_bf16"))
-        precision = "bf16" if native else "fp32"
-    return name, precision
+        native = flags.get("avx512_bf16") or flags.get("amx_bf16")
+    else:
+        torch.backends.cudnn.benchmark = True
+        native = torch.cuda.get_device_capability(name) >= (8, 0)
+    return name, ("bf16" if native else "fp32") if precision == "auto" else precision
 
 
-def keep_memory():
-    """Let glibc keep freed memory for the next step, instead of mapping and zeroing it anew.
-
-    Its limit for that is 32 MB, and the activations of the paper's batch are larger. Another C
-    library stays as it is.
-    """
-    library = ctypes.CDLL(None) if os.name == "posix" else None
-    if hasattr(library, "mallopt"):
-        library.mallopt(-4, 0)   # M_MMAP_MAX: no block is mapped on its own
-        library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back
+def place(sets, device):
+    """A data set on the device; unlabeled images beyond half of a GPU's memory stay pinned."""
+    moved = {name: part.to(device) for name, part in sets._asdict().items()
+             if torch.is_tensor(part) and name != "unlabeled"}
+    fits = device.type == "cpu" or sets.unlabeled.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+    unlabeled = sets.unlabeled.to(device) if fits else sets.unlabeled.pin_memory()
+    return sets._replace(unlabeled=unlabeled, **moved)
 
 
-def compiled(function, choice, device):
-    """The function through torch.compile for choice "on", or "auto" with CUDA; else as it is.
-
-    Without a working compiler it stays as it is, too, and one line says so.
-    """
-    if choice == "off" or choice == "auto" and device.type == "cpu":
-        return function
+def hold(directory):
+    """Lock a directory until this process ends. Returns the lock; ValueError while it is held."""
+    lock = open(directory / ".lock", "w")
     try:
-        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # a missing compiler, Triton or header raises nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"warning: torch.compile does not work here ({reason}); running eagerly",
-              file=sys.stderr)
-        return function
-    return torch.compile(function)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{directory} is in use by another process; name another --out") from None
+    return lock
 
 
-# ---------------------------------------------------------------------------------- state on disk
-
-def write_whole(path, content):
-    """Write bytes to a file whole or not at all: temporary file, flush, fsync, rename.
-
-    Raises OSError when it cannot be done; `path` then is as it was.
-    """
+def write_whole(path, write):
+    """Fill a file by write(open file), whole or not at all; what it raises leaves it as it was."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except (OSError, RuntimeError):
         temporary.unlink(missing_ok=True)
         raise
 
 
-def previous(path):
-    """Where the checkpoint before `path` is kept."""
-    return path.with_name("previous-" + path.name)
-
-
-def hold(directory):
-    """Lock a run's directory until this process ends, in whatever way. Returns the open lock.
-
-    Raises ValueError while another process holds it.
-    """
-    lock = open(directory / ".lock", "w")
-    try:
-        if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"{directory} is in use by another process; wait for it, or name another "
-                         "--out") from None
-    return lock
-
-
-def save_checkpoint(path, state):
-    """Write a checkpoint; the one before it stays as `previous-<name>`. Raises OSError."""
-    content, fresh = io.BytesIO(), path.with_name("new-" + path.name)
-    torch.save(state, content)
-    write_whole(fresh, content.getbuffer())
-    if path.exists():
-        os.replace(path, previous(path))
-    os.replace(fresh, path)
-
-
-def load_checkpoint(path):
-    """Read a checkpoint with its checksums verified: tensors, numbers and strings only, no code.
-
-    Returns None when there is none. Takes the previous one when a kill came between the two renames
-    of save_checkpoint. Raises ValueError, with what to do, when it is damaged or not a checkpoint.
-    """
+def load_checkpoint(path, device="cpu"):
+    """A checkpoint or None, its checksums verified, without running code. ValueError on damage."""
     if not path.exists():
-        if not previous(path).exists():
-            return None
-        path = previous(path)
+        return None
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load itself does not verify the checksums
-            broken = archive.testzip()
-        if broken:
-            raise zipfile.BadZipFile(f"wrong checksum in {broken}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+            if broken := archive.testzip():
+                raise zipfile.BadZipFile(f"wrong checksum in {broken}")
+        return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged pickle raises nearly anything
-        offer = (f"go back to the previous one with: mv {previous(path)} {path}"
-                 if previous(path).exists() else "there is no previous one")
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"checkpoint {path} is damaged or unsafe ({reason}); {offer}; or start "
-                         "over with --fresh") from None
+        raise ValueError(f"{path} is damaged or unsafe ({reason}); see --fresh") from None

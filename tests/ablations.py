@@ -45,14 +45,13 @@ def unlabeled_alone():
 
 
 def moving_temperature():
-    """T follows Qhat at every step instead of being frozen when CCR starts."""
-    step = train.train_step
+    """T follows Qhat at every step instead of being frozen in the first CCR step."""
+    update = priors.PriorEstimator.update
 
-    def changed(run, *rest):
-        if run.ccr:
-            run.temperature.copy_(priors.imbalance_temperature(run.estimator.q_hat))
-        return step(run, *rest)
-    train.train_step = changed
+    def changed(self, probs, ccr=False):
+        self.ccr.fill_(False)  # so that every CCR step is the first
+        update(self, probs, ccr)
+    priors.PriorEstimator.update = changed
 
 
 VARIANTS = {"separate-statistics": separate_statistics, "unlabeled-alone": unlabeled_alone,
@@ -65,6 +64,7 @@ def main(arguments):
         return 2
     name = arguments[0]
     train.METHODS[name] = train.METHODS["adello"]
+    train.SETTINGS["method"][1].append(name)
     VARIANTS[name]()
     return train.main(["--method", name, *arguments[1:]])
 

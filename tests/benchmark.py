@@ -69,15 +69,16 @@ class Ours:
         arguments = ["--n1", "100", "--m1", "500", "--imb", "10", "--batch-size", options.batch_size, "--model",
                      options.model, "--image-size", options.image_size, "--device", options.device,
                      "--precision", options.precision, "--compile", options.compile]
-        self.settings = settings = train.SimpleNamespace(**train.parse(list(map(str, arguments))))
+        self.settings = settings = train.parse(list(map(str, arguments)))
         self.run, self.batch_size, self.i = train.prepare(settings), options.batch_size, 0
         self.precision, self.device = settings.precision, self.run.device
-        self.run.ccr.fill_(1.0)
-        self.step_function = models.compiled(train.train_step, settings.compile, self.device)
+        self.run.ccr.fill_(True)
+        compiled = settings.compile == "on" or settings.compile == "auto" and self.device.type == "cuda"
+        self.step_function = torch.compile(train.train_step) if compiled else train.train_step
 
     def step(self):
         self.i += 1
-        batch = train.batch(self.run, self.settings, self.settings.mu, self.i)
+        batch = train.batch(self.run, self.settings, self.i)
         self.step_function(self.run, train.METHODS["adello"], 0.95, *batch)
 
     def parts(self):
@@ -133,7 +134,7 @@ def pil_weak(size):
 def pil_strong(image):
     """Three random operations and Cutout on a PIL image."""
     for name, operation in random.choices(list(PIL_OPERATIONS.items()), k=3):
-        _, low, high = (data.COLOUR | data.GEOMETRY)[name]
+        _, low, high = (data.OPERATIONS)[name]
         image = operation(image, random.uniform(low, high))
     pixels, size = np.array(image), image.size[0]
     side, x, y = random.uniform(0, size / 2), random.uniform(0, size), random.uniform(0, size)

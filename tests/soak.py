@@ -68,7 +68,7 @@ def kills(count, root):
             state = models.load_checkpoint(directory / "checkpoint.pt")  # whole, or not there yet
             if (directory / "log.csv").exists():
                 assert [r["step"] for r in rows(directory)] == list(range(2, 2 * len(rows(directory)) + 1, 2))
-            print(f"kill {landed}: checkpoint of step {state['step'] if state else None}", flush=True)
+            print(f"kill {landed}: checkpoint of step {state['record']['step'] if state else None}", flush=True)
         assert process.returncode == 0, process.stderr.read()
         assert_same(whole, state_of(directory))
     print(f"{landed} kills: every run ended equal to the undisturbed one, to the bit")

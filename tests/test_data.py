@@ -71,9 +71,9 @@ def test_the_same_seed_gives_the_same_split_and_another_another():
 
 
 def test_a_split_that_asks_too_much_names_the_class_and_what_is_left():
-    with pytest.raises(ValueError, match="class 1 has 10 images: 8 labeled leave 2, but 3 unlabeled"):
+    with pytest.raises(ValueError, match="class 1 has 10 images, not enough for 8 .* labeled, 3 unlabeled"):
         data.split(torch.arange(20) % 2, [8, 8], [2, 3], 0)
-    with pytest.raises(ValueError, match="class 1 would have no labeled image"):
+    with pytest.raises(ValueError, match="class 1 has 10 images, not enough for 0 .at least 1. labeled"):
         data.split(torch.arange(20) % 2, [8, 0], [1, 1], 0)
 
 
@@ -118,13 +118,11 @@ def test_a_labeled_fraction_labels_that_share_of_every_class(image_folder):
     assert sets.classes == ["ant", "bee", "cat"]
 
 
-def test_a_folder_keeps_the_pixels_and_knows_its_statistics(image_folder):
+def test_a_folder_keeps_the_pixels_and_has_the_statistics_of_imagenet_127(image_folder):
     sets = data.load("folder", image_folder, n1=40, m1=None, image_size=16)
     first = np.asarray(Image.open(image_folder / "test" / "ant" / "000.png"))
     assert np.array_equal(sets.test[0].permute(1, 2, 0).numpy(), first)
-    pixels = sets.labeled.double() / 255
-    torch.testing.assert_close(torch.tensor(sets.mean).double(), pixels.mean((0, 2, 3)))
-    torch.testing.assert_close(torch.tensor(sets.std).double(), pixels.std((0, 2, 3), correction=0))
+    assert sets.mean == (.4811, .4575, .4079) and sets.std == (.2604, .2532, .2682)
 
 
 def test_images_without_labels_join_and_leave_no_hidden_labels(image_folder, tmp_path):
@@ -145,7 +143,7 @@ def test_grey_rgba_palette_and_16_bit_images_of_any_size_are_read(tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
             Image.new("L", (20, 20), 100).save(tmp_path / part / name / "grey.png")
             Image.new("RGBA", (8, 8), (10, 20, 30, 128)).save(tmp_path / part / name / "rgba.png")
-            Image.new("RGB", (31, 17), (200, 0, 0)).quantize(4).save(tmp_path / part / name / "palette.gif")
+            Image.new("RGB", (31, 17), (200, 0, 0)).quantize(4).save(tmp_path / part / name / "palette.png")
             Image.fromarray(np.full((40, 12), 51 * 256, np.uint16)).save(tmp_path / part / name / "sixteen.png")
     images = data.load("folder", tmp_path, n1=4, image_size=16).test[:4]  # grey, palette, rgba, sixteen
     assert images.shape == (4, 3, 16, 16)
@@ -238,14 +236,8 @@ def from_pil(images):
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
-def operation(name, images, magnitude):
-    if name in data.COLOUR:
-        return data.COLOUR[name][0](images, magnitude)
-    return data.affine(images, data.GEOMETRY[name][0](magnitude, images.shape[-1]))
-
-
 def test_there_are_the_papers_fourteen_operations_with_its_ranges():
-    assert {name: ends for name, (_, *ends) in (data.COLOUR | data.GEOMETRY).items()} == dict(
+    assert {name: ends for name, (_, *ends) in data.OPERATIONS.items()} == dict(
         AutoContrast=[0, 1], Brightness=[.05, .95], Color=[.05, .95], Contrast=[.05, .95], Equalize=[0, 1],
         Identity=[0, 1], Posterize=[4, 8], Rotate=[-30, 30], Sharpness=[.05, .95], ShearX=[-.3, .3],
         ShearY=[-.3, .3], Solarize=[0, 256], TranslateX=[-.3, .3], TranslateY=[-.3, .3])
@@ -254,9 +246,9 @@ def test_there_are_the_papers_fourteen_operations_with_its_ranges():
 @pytest.mark.parametrize("name", PIL_OPERATIONS)
 def test_operation_equals_pil(name, pictures):
     """At 64 magnitudes over the range, its lower end included; AutoContrast may be off by one level."""
-    _, low, high = (data.COLOUR | data.GEOMETRY)[name]
+    _, low, high = data.OPERATIONS[name]
     magnitude = low + (high - low) * torch.arange(64) / 64 * 0.999
-    ours = operation(name, pictures.clone(), magnitude).int()
+    ours = data.OPERATIONS[name][0](pictures.clone(), magnitude.view(-1, 1, 1, 1)).int()
     theirs = from_pil([PIL_OPERATIONS[name](to_pil(image), v.item()) for image, v in zip(pictures, magnitude)]).int()
     assert (ours - theirs).abs().max() <= (1 if name == "AutoContrast" else 0)
 
@@ -265,7 +257,7 @@ def test_operation_equals_pil(name, pictures):
 def test_translation_at_an_exact_tie_takes_one_of_the_two_neighbours(name, pictures):
     """Half-pixel shifts, where the nearest neighbour is not unique: PIL's view a hair to either side."""
     magnitude = torch.arange(-9, 10) / 64
-    ours = operation(name, pictures[:19].clone(), magnitude)
+    ours = data.OPERATIONS[name][0](pictures[:19].clone(), magnitude.view(-1, 1, 1, 1))
     for k, v in enumerate(magnitude.tolist()):
         near = [np.asarray(PIL_OPERATIONS[name](to_pil(pictures[k]), v + tiny)) for tiny in (-1e-4, 1e-4)]
         assert any(np.array_equal(ours[k].permute(1, 2, 0).numpy(), one) for one in near)
@@ -273,7 +265,7 @@ def test_translation_at_an_exact_tie_takes_one_of_the_two_neighbours(name, pictu
 
 def test_each_image_gets_the_operation_and_magnitude_that_its_draws_name(pictures):
     """Against PIL, one round: operation number floor(14 choice), magnitude low + (high - low) level."""
-    table = list((data.COLOUR | data.GEOMETRY).items())
+    table = list(data.OPERATIONS.items())
     choice, level = (torch.arange(64) % 14 + 0.5) / 14, torch.arange(64) / 64 * 0.998 + 0.0007
     ours = data.random_operation(pictures.clone(), choice, level).int()
     for image, view, c, l in zip(pictures, ours, choice.tolist(), level):
@@ -347,33 +339,8 @@ def test_strong_views_have_the_statistics_of_the_authors_transforms():
 
 
 def test_normalized_images_have_mean_zero_and_deviation_one(pictures):
-    mean, std = data.channel_statistics(pictures)
+    pixels = pictures.double() / 255
+    mean, std = (t.tolist() for t in (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)))
     normal = data.normalize(pictures, mean, std)
     torch.testing.assert_close(normal.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(normal.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
-
-
-# --------------------------------------------------------------------------------------- batches
-
-@pytest.mark.parametrize("size, batch", [(100, 10), (103, 10), (7, 20), (1, 3), (20, 20)])
-def test_every_image_comes_once_an_epoch(size, batch):
-    chain = torch.cat([data.batch_indices(size, batch, step, 0, 0) for step in range(4 * size // batch + 2)])
-    for epoch in range(len(chain) // size):
-        assert sorted(chain[epoch * size:(epoch + 1) * size].tolist()) == list(range(size))
-
-
-def test_the_order_depends_on_the_seeds_and_nothing_else():
-    assert torch.equal(data.batch_indices(50, 8, 3, 1, 0), data.batch_indices(50, 8, 3, 1, 0))
-    assert not torch.equal(data.batch_indices(50, 8, 3, 1, 0), data.batch_indices(50, 8, 3, 2, 0))
-    assert not torch.equal(data.batch_indices(50, 8, 3, 1, 0), data.batch_indices(50, 8, 3, 1, 1))
-    assert len(data.batch_indices(50, 0, 3, 1, 0)) == 0
-
-
-def test_what_does_not_fit_the_device_stays_on_the_host_and_gives_the_same_batch():
-    sets = data.load("shapes", n1=20, m1=40, imb=2, imb_u=1, image_size=16)
-    device = torch.device("meta")  # stands for a GPU: a tensor that was moved there cannot be read
-    placed = data.place(sets, device, room=sets.labels.nbytes + sets.hidden_labels.nbytes + sets.labeled.nbytes)
-    assert placed.labeled.device.type == "meta" and placed.unlabeled.device.type == "cpu"
-    index = torch.tensor([3, 1, 2])
-    assert torch.equal(data.gather(placed.unlabeled, index, torch.device("cpu")), sets.unlabeled[index])
-    assert data.gather(None, index, device) is None

@@ -44,7 +44,7 @@ def until(path, process=None):
 def state_of(directory):
     """What must be the same to the bit: all of the checkpoint but seconds, and the two result files."""
     checkpoint = models.load_checkpoint(directory / "checkpoint.pt")
-    log = [{k: v for k, v in row.items() if k != "seconds"} for row in checkpoint["rows"]]
+    log = [{k: v for k, v in row.items() if k != "seconds"} for row in checkpoint["record"]["rows"]]
     result = json.loads((directory / "result.json").read_text())
     result.pop("seconds")
     return checkpoint, log, result, [row["step"] for row in rows(directory)]
@@ -58,7 +58,7 @@ def assert_same(first, second):
     elif isinstance(first, dict):
         assert first.keys() == second.keys()
         for key in first:
-            if key not in ("settings", "seconds"):
+            if key != "seconds":
                 assert_same(first[key], second[key])
     elif isinstance(first, (list, tuple)):
         assert len(first) == len(second)
@@ -101,7 +101,7 @@ def test_a_signal_saves_the_step_and_the_same_command_continues(image_folder, tm
     code, out, err = finish(process)
     assert code == status, err
     stopped = int(re.search(r"stopped after step (\d+); the same command continues", out)[1])
-    assert models.load_checkpoint(directory / "checkpoint.pt")["step"] == stopped
+    assert models.load_checkpoint(directory / "checkpoint.pt")["record"]["step"] == stopped
     code, out, err = finish(start(image_folder, directory))
     assert code == 0 and f"continued at step {stopped}" in out, err
     assert_same(uninterrupted, state_of(directory))
@@ -144,20 +144,21 @@ def test_a_result_that_cannot_be_written_is_one_line(image_folder, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(go, tmp_path, capsys, monkeypatch):
     calls, step = [], train.train_step
 
-    def fails_at_the_fifth(*arguments):
+    def fails_at_the_fifth(run, *arguments):
         calls.append(1)
-        return step(*arguments) * (float("nan") if len(calls) == 5 else 1)
+        step(run, *arguments)
+        run.record.totals *= float("nan") if len(calls) == 5 else 1
     monkeypatch.setattr(train, "train_step", fails_at_the_fifth)
     assert go("--eval-every", 1, "--out", "run") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: the loss is not finite at step 4; the last good checkpoint stays in run")
-    assert len(calls) == 5 and models.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 4
+    assert error.startswith("error: step 4: the loss is not finite; the last good checkpoint stays in run")
+    assert len(calls) == 5 and models.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["record"]["step"] == 4
     assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_learning_rate_that_explodes_ends_in_one_line(go, tmp_path, capsys):
     assert go("--lr", 1e20, "--out", "run") == 1
-    assert re.match(r"error: the \w+ (is|are) not finite at step \d", capsys.readouterr().err.splitlines()[-1])
+    assert re.match(r"error: step \d: .*(not|must be) finite.*--lr", capsys.readouterr().err.splitlines()[-1])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no checkpoint"])
@@ -167,10 +168,9 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(go, tmp_path, capsys,
     (tmp_path / "run" / "checkpoint.pt").write_bytes(content)
     assert go("--out", "run") == 2
     error = capsys.readouterr().err
-    assert "run/checkpoint.pt is damaged" in error and "mv run/previous-checkpoint.pt run/checkpoint.pt" in error
+    assert error.startswith("error: run/checkpoint.pt is damaged") and "--fresh" in error
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == content
-    os.replace(tmp_path / "run" / "previous-checkpoint.pt", tmp_path / "run" / "checkpoint.pt")
-    assert go("--out", "run") == 0  # what the line offers works
+    assert go("--out", "run", "--fresh") == 0  # what the line offers works
 
 
 def test_a_second_process_is_refused_while_the_first_lives_and_not_after(go, tmp_path, capsys):
@@ -199,26 +199,23 @@ def test_names_of_classes_are_not_paths(image_folder, tmp_path, monkeypatch):
 
 # --------------------------------------------------------------------------------------- bad input
 
-SHAPES = ["--dataset", "shapes"]
-
-
 @pytest.mark.parametrize("arguments, words", [
     (["--dataset", "mnist"], "--dataset mnist"),
     (["--method", "mixmatch"], "--method mixmatch"),
     (["--shift", "sideways"], "--shift sideways"),
-    (["--model", "vgg"], "vgg wrn-<depth>-<width>"),
+    (["--model", "vgg"], "--model vgg wrn-<depth>-<width>"),
     (["--device", "tpu"], "--device tpu"),
     (["--device", "cuda:63"], "--device cuda:63"),
     (["--precision", "fp8"], "--precision fp8"),
-    (["--steps", "many"], "--steps many integer"),
+    (["--steps", "many"], "--steps many int"),
     (["--steps", "0"], "--steps 0"),
-    (["--steps", "1.5"], "--steps 1.5 integer"),
+    (["--steps", "1.5"], "--steps 1.5 int"),
     (["--batch-size", "-4"], "--batch-size -4"),
     (["--mu", "0"], "--mu 0"),
-    (["--lr", "0"], "--lr (0, inf)"),
+    (["--lr", "0"], "--lr 0.0 1e-15"),
     (["--lr", "nan"], "--lr nan"),
     (["--lr", "inf"], "--lr inf"),
-    (["--lr", "fast"], "--lr fast number"),
+    (["--lr", "fast"], "--lr fast float"),
     (["--weight-decay", "-1"], "--weight-decay -1"),
     (["--n1", "0"], "--n1 0"),
     (["--m1", "-5"], "--m1 -5"),
@@ -226,14 +223,14 @@ SHAPES = ["--dataset", "shapes"]
     (["--imb", "-10"], "--imb -10"),
     (["--imb", "0.5"], "--imb 0.5"),
     (["--imb-u", "0"], "--imb-u 0"),
-    (["--n1", "995"], "class 0 has 1000 images: 995 labeled leave 5, but 12 --n1 --m1"),
-    (["--n1", "10", "--imb", "20"], "no labeled image --n1 --imb"),
+    (["--n1", "995"], "class 0 has 1000 images 995 labeled, 12 unlabeled --n1 --m1"),
+    (["--n1", "10", "--imb", "20"], "at least 1 --n1 --imb"),
     (["--m1", "2000"], "class 9 has 1000 images --m1"),
-    (["--alpha-min", "1.5"], "--alpha-min 1.5 [0, 1]"),
+    (["--alpha-min", "1.5"], "--alpha-min 1.5 0 to 1"),
     (["--d", "0"], "--d 0"),
     (["--threshold", "-0.1"], "--threshold -0.1"),
-    (["--prior-momentum", "1"], "--prior-momentum [0, 1)"),
-    (["--ema", "1"], "--ema [0, 1)"),
+    (["--prior-momentum", "1"], "--prior-momentum 1.0"),
+    (["--ema", "1"], "--ema 1.0"),
     (["--bn-momentum", "0"], "--bn-momentum 0"),
     (["--labeled-fraction", "1"], "--labeled-fraction 1"),
     (["--labeled-fraction", "0.5", "--n1", "5"], "--n1 --labeled-fraction"),
@@ -241,19 +238,18 @@ SHAPES = ["--dataset", "shapes"]
     (["--image-size", "4"], "--image-size 4"),
     (["--seed", "-1"], "--seed -1"),
     (["--eval-every", "0"], "--eval-every 0"),
-    (["--imb-u", "50", "--shift", "reversed"], "--imb-u 50 contradicts --shift reversed"),
-    (["--out", "file"], "--out file is a file"),
+    (["--imb-u", "50", "--shift", "reversed"], "--shift cannot be used with --imb-u"),
+    (["--out", "file"], "file"),
     (["--out", "file/run"], "file/run"),
     (["--step", "5"], "unrecognized --step"),
-    (["--dataset", "folder", "--data-dir", "absent"], "absent is not a directory train/<class>"),
-    (["--dataset", "folder", "--data-dir", "file"], "file is not a directory"),
-    (["--dataset", "folder", "--data-dir", "empty"], "empty/train is not a directory"),
-    (["--dataset", "folder", "--data-dir", "no-test"], "no-test/test is not a directory"),
-    (["--dataset", "folder", "--data-dir", "unequal"], "unequal must be the same 'dog'"),
+    (["--dataset", "folder", "--data-dir", "absent"], "--data-dir absent train/<class>"),
+    (["--dataset", "folder", "--data-dir", "file"], "--data-dir file train/<class>"),
+    (["--dataset", "folder", "--data-dir", "empty"], "--data-dir empty train/<class>"),
+    (["--dataset", "folder", "--data-dir", "no-test"], "--data-dir no-test test/<class>"),
+    (["--dataset", "folder", "--data-dir", "unequal"], "unequal/train the same classes 'dog'"),
     (["--dataset", "folder", "--data-dir", "no-images"], "no-images"),
-    (["--dataset", "folder", "--data-dir", "one-class", "--n1", "1", "--m1", "1"], "one class"),
-    (["--dataset", "folder", "--n1", "5"], "--n1 --m1"),
-    (["--dataset", "folder", "--shift", "reversed"], "--shift --n1 and --m1"),
+    (["--dataset", "folder", "--data-dir", "one-class", "--n1", "1", "--m1", "1"], "one-class/train two at least"),
+    (["--dataset", "folder", "--n1", "5", "--labeled-fraction", "0.5"], "--n1 --labeled-fraction"),
     (["--dataset", "stl10", "--m1", "5"], "--m1 stl10"),
     (["--dataset", "cifar10", "--data-dir", "corrupt"], "cifar10 is not whole in corrupt"),
     (["--dataset", "cifar100", "--data-dir", "file"], "cifar100 file"),
@@ -278,7 +274,7 @@ def test_a_mistake_is_one_line_and_status_2_before_anything_is_written(
     except SystemExit as stop:
         status = stop.code
     error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if "images decoded" not in line]
+    lines = error.splitlines()
     assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), error
     for word in words.split():
         assert word in lines[0], f"{word!r} is not in: {lines[0]}"

@@ -2,16 +2,12 @@
 
 import os
 import pickle
-import platform
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 import models
-from conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +68,12 @@ def test_initialisation():
     model = models.wrn_28_2(10)
     scaled = torch.cat([m.weight.flatten() * (m.out_channels * m.kernel_size[0] ** 2) ** 0.5  # by the fan-out
                         for m in model.modules() if isinstance(m, nn.Conv2d)])
-    assert scaled.square().mean().item() == pytest.approx(2 / (1 + 0.1 ** 2), rel=0.004)  # the gain of a leak of 0.1
+    assert scaled.square().mean().item() == pytest.approx(2, rel=0.004)  # the gain of slope 0
     assert model.linear.weight.std().item() == pytest.approx((2 / (128 + 10)) ** 0.5, rel=0.1)
-    assert model.linear.bias.abs().sum() == 0 and model.stem.bias.abs().sum() == 0
+    assert model.linear.bias.abs().sum() == 0
+    bound = (3 * 9) ** -0.5  # PyTorch draws the stem's bias from U(-1 / sqrt fan-in, 1 / sqrt fan-in)
+    stems = torch.cat([models.build("wrn-10-1", 2).stem.bias.detach() for _ in range(50)])
+    assert stems.abs().max() <= bound and stems.std().item() == pytest.approx(bound / 3 ** 0.5, rel=0.1)
 
 
 @pytest.mark.parametrize("size", [16, 28, 32, 64, 96])
@@ -122,21 +121,17 @@ def test_weight_decay_spares_batch_norm_and_biases(wrn):
 
 # ---------------------------------------------------------------------------------- state on disk
 
-def test_a_checkpoint_comes_back_and_the_one_before_is_kept(tmp_path):
+def save(path, state):
+    models.write_whole(path, lambda file: torch.save(state, file))
+
+
+def test_a_checkpoint_comes_back_and_no_other_file_is_left(tmp_path):
     path = tmp_path / "checkpoint.pt"
     assert models.load_checkpoint(path) is None
     for step in (1, 2):
-        models.save_checkpoint(path, {"step": step, "tensor": torch.arange(4)})
+        save(path, {"step": step, "tensor": torch.arange(4)})
     assert models.load_checkpoint(path)["step"] == 2
-    assert models.load_checkpoint(models.previous(path))["step"] == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "previous-checkpoint.pt"]
-
-
-def test_between_the_two_renames_the_previous_one_is_taken(tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    models.save_checkpoint(path, {"step": 1})
-    path.rename(models.previous(path))
-    assert models.load_checkpoint(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def damage(path, how):
@@ -151,12 +146,11 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "bit-flipped"])
-def test_a_damaged_checkpoint_is_refused_by_name_and_the_previous_one_offered(tmp_path, how):
+def test_a_damaged_checkpoint_is_refused_by_name_with_what_to_do(tmp_path, how):
     path = tmp_path / "checkpoint.pt"
-    for _ in range(2):
-        models.save_checkpoint(path, {"tensor": torch.full((1000,), 7, dtype=torch.uint8)})
+    save(path, {"tensor": torch.full((1000,), 7, dtype=torch.uint8)})
     damage(path, how)
-    with pytest.raises(ValueError, match="checkpoint.pt is damaged.* mv .*previous-checkpoint.pt") as error:
+    with pytest.raises(ValueError, match="checkpoint.pt is damaged.*--fresh") as error:
         models.load_checkpoint(path)
     assert "\n" not in str(error.value)
 
@@ -178,13 +172,13 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "log.csv"
-    models.write_whole(path, b"old")
+    models.write_whole(path, lambda file: file.write(b"old"))
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
-        models.write_whole(path, b"new")
+        models.write_whole(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["log.csv"]
 
 
@@ -203,28 +197,7 @@ def test_bf16_is_not_chosen_where_the_processor_emulates_it(monkeypatch):
     assert models.choose_device("cpu", "bf16") == ("cpu", "bf16")
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="speaks of glibc's limit")
-def test_memory_of_a_large_activation_is_used_again():
-    script = ("import resource, torch, models\n"
-              "models.choose_device('cpu', 'fp32')\n"
-              "count = lambda: resource.getrusage(0).ru_minflt\n"
-              "faults = [count()] + [torch.ones(16_000_000).numel() * 0 + count() for _ in range(21)]\n"
-              "print(faults[1] - faults[0], faults[21] - faults[1])")
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    first, later = map(int, done.stdout.split())
-    assert later < 5 * first, "twenty more of 64 MB, each as many page faults as the first without keep_memory"
-
-
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "cuda:x", ""])
 def test_an_absent_device_is_refused(name):
     with pytest.raises(ValueError, match="--device"):
         models.choose_device(name, "fp32")
-
-
-def test_without_a_working_compiler_the_function_stays_and_one_line_says_so(monkeypatch, capsys):
-    def broken(function):
-        raise RuntimeError("no C++ compiler\nand more")
-    monkeypatch.setattr(torch, "compile", broken)
-    assert models.compiled(count, "on", torch.device("cpu")) is count
-    assert capsys.readouterr().err == "warning: torch.compile does not work here (no C++ compiler); running eagerly\n"
-    assert models.compiled(count, "auto", torch.device("cpu")) is count

@@ -1,4 +1,4 @@
-"""torchrun: two processes train as one, go on from a checkpoint, and end together."""
+"""distributed.py under torchrun: two processes train as one, go on from a checkpoint, end together."""
 
 import os
 import re
@@ -17,10 +17,12 @@ from test_faults import LONG, until
 FIXED_BATCH_NORM = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
+sys.path.insert(0, {str(ROOT / "tests")!r})
 import models, train
 build = models.build
 models.build = lambda *arguments: build(*arguments).eval()
-sys.exit(train.main())
+import os, distributed
+sys.exit(distributed.main(sys.argv[1:]) if "WORLD_SIZE" in os.environ else train.main())
 """
 SHORT = LONG + ["--steps", 8, "--lr", 0.01, "--warmup-steps", 2]
 
@@ -41,7 +43,7 @@ def test_two_processes_equal_one(image_folder, tmp_path):
         process = start(processes, script, image_folder, tmp_path / str(processes), "--precision", "fp32")
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
-        assert out.count("balanced accuracy") == 3  # two evaluations and the summary: one writer
+        assert out.count("ETA") == 2 and out.count("balanced accuracy") == 1, out  # one writer
         states.append(models.load_checkpoint(tmp_path / str(processes) / "checkpoint.pt"))
         logs.append(rows(tmp_path / str(processes)))
     torch.testing.assert_close(states[0]["model"], states[1]["model"], atol=2e-5, rtol=1e-4)
@@ -54,10 +56,11 @@ def test_two_processes_equal_one(image_folder, tmp_path):
 SAME_ON_ALL = f"""
 import hashlib, sys
 sys.path.insert(0, {str(ROOT)!r})
-import torch, torch.distributed as dist, train
-kept, prepare = [], train.prepare
-train.prepare = lambda s: kept.append(prepare(s)) or kept[0]
-status = train.main()
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import torch, distributed
+kept, prepare = [], distributed.prepare_part
+distributed.prepare_part = lambda s: kept.append(prepare(s)) or kept[0]
+status = distributed.main(sys.argv[1:])
 parameters = torch.cat([p.detach().flatten() for p in kept[0].model.parameters()] + [kept[0].estimator.q_hat])
 print("fingerprint", hashlib.sha256(parameters.numpy().tobytes()).hexdigest(), file=sys.stderr, flush=True)
 sys.exit(status)
@@ -71,7 +74,7 @@ def test_all_processes_hold_the_same_parameters_and_prior_and_a_stopped_run_goes
     until(directory / "checkpoint.pt", process)
     process.send_signal(signal.SIGTERM)  # torchrun passes it on
     process.communicate(timeout=120)
-    step = models.load_checkpoint(directory / "checkpoint.pt")["step"]
+    step = models.load_checkpoint(directory / "checkpoint.pt")["record"]["step"]
     process = start(2, script, image_folder, directory, "--eval-every", 1)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0 and (f"continued at step {step}" in out or step == 8), err
@@ -82,19 +85,19 @@ def test_all_processes_hold_the_same_parameters_and_prior_and_a_stopped_run_goes
 
 def test_a_killed_process_ends_the_others_and_leaves_a_usable_checkpoint(image_folder, tmp_path):
     directory, long = tmp_path / "run", ["--steps", 4000, "--eval-every", 50, "--warmup-steps", 0]
-    process = start(2, ROOT / "train.py", image_folder, directory, *long)
+    process = start(2, ROOT / "tests" / "distributed.py", image_folder, directory, *long)
     until(directory / "checkpoint.pt", process)
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     assert len(workers) == 2
     os.kill(int(workers[1]), signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode != 0
-    assert models.load_checkpoint(directory / "checkpoint.pt")["step"] >= 50
+    assert models.load_checkpoint(directory / "checkpoint.pt")["record"]["step"] >= 50
     for worker in workers:
         assert not os.path.exists(f"/proc/{worker}")
 
 
 def test_a_batch_that_does_not_divide_is_refused(image_folder, tmp_path):
-    process = start(2, ROOT / "train.py", image_folder, tmp_path / "run", "--batch-size", 3)
+    process = start(2, ROOT / "tests" / "distributed.py", image_folder, tmp_path / "run", "--batch-size", 3)
     out, err = process.communicate(timeout=120)
     assert process.returncode != 0 and "error: --batch-size 3 does not divide over 2 processes" in err

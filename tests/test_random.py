@@ -44,7 +44,7 @@ def check(seed, folder, directory):
             status = train.main(arguments)
         except SystemExit as stop:
             status = stop.code
-    told = [line for line in err.getvalue().splitlines() if "images decoded" not in line]
+    told = err.getvalue().splitlines()
     command = " ".join(arguments)
     if status == 0:
         result = json.loads((directory / f"run{seed}" / "result.json").read_text())

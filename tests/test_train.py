@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,20 +15,21 @@ import models
 import train
 from conftest import SMALL, rows
 from losses import complementary_loss, confidence_mask, consistency_loss, supervised_loss
-from priors import alpha_schedule, kl_divergence, smooth
+from priors import PriorEstimator, alpha_schedule, kl_divergence, smooth
 from test_data import cifar_files
 
 # -------------------------------------------------------------------------------------- the family
 
-def a_run(method, step=3, **changes):
+def a_run(method, step=3):
     """A prepared run on a few shapes, its batch, and the step's own numbers."""
-    settings = train.parse(["--batch-size", "8", "--n1", "20", "--m1", "40", "--imb", "4", "--method", method,
-                            "--precision", "fp32"])
-    run = train.prepare(SimpleNamespace(**(settings | changes)))
+    s = train.parse(["--batch-size", "8", "--n1", "20", "--m1", "40", "--imb", "4", "--method", method,
+                     "--precision", "fp32"])
+    run = train.prepare(s)
     run.estimator.q_hat.copy_(torch.arange(1, 11) / 55)
     run.alpha.fill_(0.6)
-    run.temperature.fill_(1.3)
-    run.ccr.fill_(1.0)
+    run.estimator.temperature.fill_(1.3)
+    run.estimator.ccr.fill_(True)  # so that T is read already
+    run.ccr.fill_(True)
     sets, index, others = run.sets, torch.arange(8) * 3, torch.arange(16) * 5
     draws = torch.from_numpy(np.random.default_rng(step).random((24, 15), np.float32))
     batch = [sets.labeled[index], sets.labels[index], sets.unlabeled[others], sets.hidden_labels[others], draws]
@@ -41,7 +41,7 @@ def a_run(method, step=3, **changes):
 @pytest.mark.parametrize("method, p_labeled, source, target, soft", [
     ("supervised", None, None, None, None), ("fixmatch", None, None, None, None),
     ("ccr", None, None, None, "rest"), ("udal", "P", "Qhat", "P", None), ("flexda", "P", "Qhat", "Qhat", None),
-    ("adello", "P", "Qhat", "Qhat", "rest"), ("kd", "P", "Qhat", "Qhat", "all"), ("oracle", "P", "Q", "Q", "rest")])
+    ("adello", "P", "Qhat", "Qhat", "rest"), ("kd", "P", "Qhat", "Qhat", "all"), ("oracle", "P", "Qhat", "Q", "rest")])
 def test_every_method_is_the_papers_row_of_priors(method, p_labeled, source, target, soft):
     """The table of the paper written out, against the loss that the step returns."""
     run, batch = a_run(method)
@@ -77,7 +77,7 @@ def test_a_step_records_its_losses_the_share_of_confident_images_and_the_share_o
     train.train_step(run, train.METHODS["adello"], 0.95, *batch[:3], hidden, batch[4])
     losses = [supervised_loss(f_x, batch[1], run.p_labeled, q_smooth), consistency_loss(f_s, p, mask.float(), q, q_smooth),
               complementary_loss(f_s, p, mask.float(), q, q_smooth, 1.3)]
-    assert run.totals.tolist() == pytest.approx([loss.item() for loss in losses] + [
+    assert run.record.totals.tolist() == pytest.approx([loss.item() for loss in losses] + [
         mask.float().mean().item(), mask[:5].sum().item() / 16], rel=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_a_step_learns_from_no_hidden_label():
     first, batch = a_run("adello")
     second, _ = a_run("adello")
     losses = [train.train_step(run, train.METHODS["adello"], 0.95, *batch[:3], hidden, batch[4])
-              for run, hidden in ((first, batch[3]), (second, None))]
+              for run, hidden in ((first, batch[3]), (second, torch.full((16,), -1)))]
     assert torch.equal(*losses)
     assert all(torch.equal(p, q) for p, q in zip(first.model.parameters(), second.model.parameters()))
 
@@ -127,7 +127,7 @@ def test_the_schedule_and_the_frozen_temperature(go, tmp_path):
     assert go("--warmup-steps", 3, "--prior-momentum", 0.5, "--lr", 0.05, "--eval-every", 1, "--out", "run") == 0
     found = rows(tmp_path / "run")
     assert [row["temperature"] for row in found[:3]] == [1, 1, 1]
-    expected = math.exp(found[2]["kl_uniform_qhat"])  # of the row before the first CCR step
+    expected = math.exp(found[3]["kl_uniform_qhat"])  # of the first CCR step, whose p(u) Qhat has taken in
     assert [row["temperature"] for row in found[3:]] == [pytest.approx(expected, rel=1e-5)] * 3 and expected > 1.0001
     assert [row["loss_uc"] > 0 for row in found] == [False] * 3 + [True] * 3
     for row in found:
@@ -140,7 +140,7 @@ def test_a_step_trains_at_the_alpha_and_the_rate_of_its_own_number_from_zero(go,
     step, seen = train.train_step, []
 
     def watched(run, *arguments):
-        seen.append((run.alpha.item(), run.lr.item()))
+        seen.append((run.alpha.item(), run.optimizer.param_groups[0]["lr"].item()))
         return step(run, *arguments)
     monkeypatch.setattr(train, "train_step", watched)
     assert go("--lr", 0.05, "--out", "run") == 0
@@ -159,17 +159,38 @@ def test_a_row_of_the_log_holds_the_means_since_the_row_before(go, tmp_path):
             [sum(values[:4]) / 4, sum(values[4:]) / 2], rel=1e-5)
 
 
-def test_warm_up_zero_reads_t_from_the_uniform_estimate(go, tmp_path):
-    assert go("--warmup-steps", 0, "--out", "run") == 0
-    assert {row["temperature"] for row in rows(tmp_path / "run")} == {1.0}
+def test_the_first_ccr_step_has_the_log_ratios_of_the_estimate_before_it_and_the_temperature_after_it():
+    run, batch = a_run("adello")
+    run.estimator.ccr.fill_(False)
+    before = run.estimator.q_hat.clone()
+    logits = torch.randn(8 + 16 + 16, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    run.forward = lambda images: logits
+    p = logits[8:24].detach().softmax(1)
+    after = 0.99 * before + 0.01 * p.mean(0)
+    temperature = kl_divergence(torch.full((10,), 0.1), after).exp().item()
+    loss = train.train_step(run, train.METHODS["adello"], 0.95, *batch).item()
+    assert run.estimator.temperature.item() == pytest.approx(temperature, rel=1e-6)
+    q_smooth, mask = smooth(before, 0.6), confidence_mask(p)
+    expected = (supervised_loss(logits[:8], batch[1], run.p_labeled, q_smooth)
+                + consistency_loss(logits[24:], p, mask, before, q_smooth)
+                + complementary_loss(logits[24:], p, mask, before, q_smooth, temperature)).item()
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_warm_up_zero_reads_t_from_the_estimate_of_the_first_step(go, tmp_path):
+    assert go("--warmup-steps", 0, "--eval-every", 1, "--out", "run") == 0
+    found = rows(tmp_path / "run")
+    expected = math.exp(found[0]["kl_uniform_qhat"])
+    assert [row["temperature"] for row in found] == [pytest.approx(expected, rel=1e-5)] * 6
 
 
 def test_pseudo_label_accuracy_is_the_share_of_right_ones_among_the_confident():
     run, _ = a_run("adello")
     logits = torch.zeros(len(run.sets.test_labels), 10)
     for mask_rate, right, accuracy in ((0.5, 0.4, 0.8), (0.0, 0.0, math.nan)):
-        row = evaluate.log_row(run, logits, 1.0, [2.0, 1.0, 0.5, mask_rate, right])
-        assert row["mask_rate"] == mask_rate
+        run.record.step, run.record.totals = 2, 2 * torch.tensor([2.0, 1.0, 0.5, mask_rate, right])
+        row = evaluate.log_row(run, logits, 1.0)
+        assert row["mask_rate"] == pytest.approx(mask_rate)
         assert row["pseudo_label_accuracy"] == pytest.approx(accuracy, nan_ok=True)
 
 
@@ -225,62 +246,41 @@ def test_images_of_unknown_class_train_without_a_true_prior(image_folder, tmp_pa
     assert math.isnan(row["kl_q_qhat"]) and math.isnan(row["pseudo_label_accuracy"]) and row["kl_uniform_qhat"] > 0
 
 
-def test_the_checkpoint_gives_the_results_again_and_logit_adjustment_a_second_row(go, tmp_path, capsys):
-    """log P_L is constant for an equal prior: the adjusted classifier then is the plain one."""
-    assert go("--imb", 1, "--out", "run") == 0
-    capsys.readouterr()
-    assert evaluate.main(["run", "--logit-adjust"]) == 0
-    plain, adjusted = [line.split("|") for line in capsys.readouterr().out.splitlines() if "| adello" in line]
-    assert adjusted[1].strip() == "adello + LA" and plain[2:] == adjusted[2:]
-
-
-def test_logit_adjustment_takes_the_labeled_prior_from_the_averaged_networks_logits(go, tmp_path):
-    assert go("--out", "run") == 0
-    run, state = evaluate.read_run(tmp_path / "run"), models.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
-    model, s = models.build("wrn-10-1", 3), run.settings
-    model.load_state_dict(state["ema"])
-    sets = data.load("folder", s["data_dir"], 20, 20, 4.0, s["imb_u"], None, 16)
-    likelihood = evaluate.predict(model.eval(), sets.test, sets.mean, sets.std).softmax(1) / torch.tensor([20, 10, 5])
-    plain, found = run.result["per_class_accuracy"], evaluate.logit_adjusted(run).result["per_class_accuracy"]
-    assert found == [(likelihood[sets.test_labels == k].argmax(1) == k).double().mean().item() for k in range(3)] != plain
-
-
 # ---------------------------------------------------------------------------------- the command line
 
 def test_the_defaults_are_adello_on_shapes_reversed():
     s = train.parse([])
-    assert (s["dataset"], s["method"], s["shift"], s["imb_u"]) == ("shapes", "adello", "reversed", 1 / 50)
-    assert s["out"] == "runs/shapes-adello-reversed-imb50-s0"
+    assert (s.dataset, s.method, s.shift, s.imb_u) == ("shapes", "adello", "reversed", 1 / 50)
+    assert s.out == "runs/shapes-adello-reversed-imb50-s0"
 
 
 def test_the_cifar_preset_is_the_papers():
     s = train.parse("--dataset cifar10 --imb 150 --shift uniform --seed 4".split())
-    assert {k: s[k] for k in ("n1", "m1", "imb", "imb_u", "steps", "batch_size", "mu", "lr", "weight_decay", "ema",
+    assert {k: vars(s)[k] for k in ("n1", "m1", "imb", "imb_u", "steps", "batch_size", "mu", "lr", "weight_decay", "ema",
                               "prior_momentum", "warmup_steps", "eval_every", "alpha_min", "d", "threshold", "model")
             } == dict(n1=1500, m1=3000, imb=150, imb_u=1, steps=262144, batch_size=64, mu=2, lr=0.03,
                       weight_decay=5e-4, ema=0.999, prior_momentum=0.999, warmup_steps=50000, eval_every=1024,
                       alpha_min=0.1, d=2, threshold=0.95, model="wrn-28-2")
-    assert s["out"] == "runs/cifar10-adello-uniform-imb150-s4"
+    assert s.out == "runs/cifar10-adello-uniform-imb150-s4"
 
 
 def test_a_shorter_run_has_a_shorter_warm_up():
-    assert train.parse("--dataset cifar10 --steps 2622".split())["warmup_steps"] == 500
+    assert train.parse("--dataset cifar10 --steps 2622".split()).warmup_steps == 500
 
 
 @pytest.mark.parametrize("imb_u, shift", [("50", "consistent"), ("1", "uniform"), ("0.02", "reversed"), ("10", "imbu10")])
 def test_an_imbalance_of_its_own_is_named_like_the_shift_that_it_is(imb_u, shift):
-    assert train.parse(["--imb-u", imb_u])["shift"] == shift
+    assert train.parse(["--imb-u", imb_u]).shift == shift
 
 
-def test_help_names_every_option_with_its_group_and_default(capsys):
+def test_help_names_every_option_and_the_presets(capsys):
     with pytest.raises(SystemExit) as stop:
         train.parse(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    for word in ("data", "method", "training", "machine", "run", "--imb-u", "default: adello"):
-        assert word in text
-    assert re.search(r"warmup_steps +300 +50000 +50000 +0 +50000\n", text)
-    assert not [line for line in text.splitlines() if len(line) > 120]
+    for name in (*train.SETTINGS, "fresh"):
+        assert (name == "fresh" or train.OPTION[name] in text)
+    assert "(default: adello)" in text and re.search(r"preset of stl10: .*'warmup_steps': 0", " ".join(text.split()))
 
 
 # ---------------------------------------------------------------------------------------- compiled
@@ -296,20 +296,20 @@ def test_the_compiled_step_equals_the_eager_one_and_compiles_once():
     for compiled in (False, True):
         torch._dynamo.reset()
         run, batch = a_run("adello")
-        run.ccr.fill_(0.0)
+        run.estimator.ccr.fill_(False)
         if compiled:
-            run.optimizer = torch.optim.SGD(models.parameter_groups(run.model, 5e-4), run.lr,
+            run.optimizer = torch.optim.SGD(models.parameter_groups(run.model, 5e-4), torch.tensor(0.05),
                                             momentum=0.9, nesterov=True, fused=True)
         step = torch.compile(train.train_step, backend="aot_eager") if compiled else train.train_step
         found = []
         for i in range(4):
-            run.lr.fill_(0.05 / (i + 1))
+            for group in run.optimizer.param_groups:
+                group["lr"].fill_(0.05 / (i + 1))
             run.alpha.fill_(1 - 0.2 * i)
-            run.temperature.fill_(1 + 0.1 * i)
-            run.ccr.fill_(float(i > 1))
+            run.ccr.fill_(i > 1)
             with torch._dynamo.config.patch(error_on_recompile=i > 1):
                 found.append(step(run, train.METHODS["adello"], 0.95, *batch).item())
-        losses.append(found + run.estimator.q_hat.tolist())
+        losses.append(found + run.estimator.q_hat.tolist() + [run.estimator.temperature.item()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -319,9 +319,10 @@ def test_each_ablation_undoes_its_detail_and_nothing_else(tmp_path, monkeypatch,
     small = ["--n1", "20", "--m1", "40", "--imb", "4", "--warmup-steps", "2", *SMALL]
 
     def ended(variant):
-        for module, name in ((train, "prepare"), (train, "train_step"), (data, "load"), (data, "split")):
+        for module, name in ((train, "prepare"), (PriorEstimator, "update"), (data, "load"), (data, "split")):
             monkeypatch.setattr(module, name, getattr(module, name))
         monkeypatch.setitem(train.METHODS, variant, train.METHODS["adello"])
+        monkeypatch.setitem(train.SETTINGS, "method", ("adello", list(train.METHODS), ""))
         out = tmp_path / variant
         run = (train.main(["--out", str(out), *small]) if variant == "adello" else
                ablations.main([variant, "--out", str(out), *small]))

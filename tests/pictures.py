@@ -1,0 +1,246 @@
+"""The pictures and the tables of README.md and .github/results/README.md, from the files of the runs.
+
+    python tests/pictures.py reliability picture.png RUN [RUN ...]   # reliability diagrams, one for each group of runs
+    python tests/pictures.py fig3 picture.png RUN [RUN ...]          # KL of Qhat and alpha over the steps, Fig. 3
+    python tests/pictures.py sweep picture.png RUN [RUN ...]         # accuracy over gamma_u
+    python tests/pictures.py --write                                 # all pictures and tables of the two pages
+    python tests/pictures.py --check                                 # do the tables stand there as the files have them?
+
+A table stands between the comments <!-- table NAME --> and <!-- end -->. Needs matplotlib for the pictures.
+"""
+
+import re
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+
+import evaluate
+
+RESULTS = ROOT / ".github" / "results"
+PAGES = ROOT / "README.md", RESULTS / "README.md"
+BLUE, RED, COLOURS = "#0072B2", "#D55E00", ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]
+FAMILY = ["supervised", "fixmatch", "ccr", "udal", "flexda", "adello", "kd", "oracle"]
+OTHERS = ["darp", "darp+crt", "crest", "crest+la", "cossl", "fixmatch+la"]
+SHIFTS = ["reversed", "uniform", "consistent"]
+SWEEP = {"consistent": 50, "imbu20": 20, "imbu10": 10, "uniform": 1, "imbu0.1": 0.1, "imbu0.05": 0.05, "reversed": 0.02}
+
+
+def runs(pattern):
+    """The finished runs in the results whose name fits, by seed."""
+    return [evaluate.read_run(d) for d in sorted(RESULTS.glob(f"{pattern}-s[0-9]"))]
+
+
+def percent(found, key):
+    return [100 * run.result[key] for run in found]
+
+
+# -------------------------------------------------------------------------------------------- tables
+
+def cell(pattern):
+    """Balanced accuracy and ECE of a group of runs, mean ± deviation, and how many seeds where fewer than asked."""
+    found = runs(pattern)
+    if not found:
+        return "–"
+    return f"{evaluate.spread(percent(found, 'balanced_accuracy'))}, {evaluate.spread(percent(found, 'ece'))}"
+
+
+def seeds(pattern):
+    return len(runs(pattern))
+
+
+def markdown(header, lines):
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *lines])
+
+
+def by_shift(methods):
+    return markdown(["balanced accuracy, ECE", "seeds", *SHIFTS], [
+        [m, str(min(seeds(f"shapes-{m}-{shift}-imb50") for shift in SHIFTS)),
+         *(cell(f"shapes-{m}-{shift}-imb50") for shift in SHIFTS)] for m in methods])
+
+
+def cifar():
+    shifts = ["reversed", "consistent"]
+    return markdown(["CIFAR-10 (JPEG)", *(f"{shift}: seeds | {shift}: accuracy, ECE" for shift in shifts)], [
+        [m, *(f"{seeds(f'folder-{m}-{shift}-imb100')} | {cell(f'folder-{m}-{shift}-imb100')}" for shift in shifts)]
+        for m in ("fixmatch", "udal", "flexda", "adello")]).replace("| --- | --- | --- |", "| --- | --- | --- | --- | --- |")
+
+
+def longer():
+    return markdown(["reversed", "1,500 steps", "4,500 steps"], [
+        [m, cell(f"shapes-{m}-reversed-imb50"), cell(f"shapes-4500-{m}-reversed-imb50")]
+        for m in ("fixmatch", "udal", "flexda", "adello")])
+
+
+def sweep_table():
+    return markdown(["balanced accuracy at γ_u", *(f"{g:g}" if g >= 1 else f"1/{1 / g:g}" for g in SWEEP.values())], [
+        [m, *(evaluate.spread(percent(runs(f"shapes-{m}-{name}-imb50")[:3], "balanced_accuracy")) for name in SWEEP)]
+        for m in ("fixmatch", "udal", "flexda", "adello")])
+
+
+ABLATIONS = {
+    "ADELLO, reversed": ("shapes-adello-reversed-imb50", "python train.py"),
+    "batch-norm statistics of labeled, weak and strong images apart": (
+        "shapes-separate-statistics-reversed-imb50", "python tests/ablations.py separate-statistics"),
+    "U without L": ("shapes-unlabeled-alone-reversed-imb50", "python tests/ablations.py unlabeled-alone"),
+    "no EMA": ("shapes-adello-reversed-imb50-ema0", "python train.py --ema 0 --out …"),
+    "Q̂ with momentum 0.9": ("shapes-adello-reversed-imb50-momentum0.9", "python train.py --prior-momentum 0.9 --out …"),
+    "Q̂ with momentum 0.999": ("shapes-adello-reversed-imb50-momentum0.999",
+                              "python train.py --prior-momentum 0.999 --out …"),
+    "fp32 in place of bf16": ("shapes-fp32-adello-reversed-imb50", "python train.py --precision fp32 --out …"),
+    "ADELLO, consistent": ("shapes-adello-consistent-imb50", "python train.py --shift consistent"),
+    "T follows Q̂ at every step, consistent": ("shapes-moving-temperature-consistent-imb50",
+                                              "python tests/ablations.py moving-temperature --shift consistent")}
+
+
+def ablation_table():
+    lines = []
+    for name, (pattern, command) in ABLATIONS.items():
+        found = runs(pattern)[:3]
+        lines.append([name, evaluate.spread(percent(found, "balanced_accuracy")), evaluate.spread(percent(found, "ece")),
+                      evaluate.spread([run.result["kl_q_qhat"] for run in found], 3), f"`{command}`"])
+    return markdown(["variant, seeds 0 to 2", "balanced accuracy", "ECE", "KL(Q‖Q̂)", "command"], lines)
+
+
+def paired():
+    """ADELLO against each of the others, over the same seeds: mean difference, and in how many pairs it is ahead."""
+    lines = []
+    for m in ("fixmatch", "udal", "flexda", "kd", "oracle"):
+        row = [m]
+        for shift in SHIFTS:
+            pairs = list(zip(runs(f"shapes-adello-{shift}-imb50"), runs(f"shapes-{m}-{shift}-imb50"), strict=True))
+            for key, sign in (("balanced_accuracy", 1), ("ece", -1)):
+                gains = [100 * (a.result[key] - b.result[key]) for a, b in pairs]
+                row.append(f"{statistics.mean(gains):+.1f} ({sum(sign * g > 0 for g in gains)} of {len(gains)})")
+        lines.append(row)
+    return markdown(["ADELLO less …", *(f"{shift}: {what}" for shift in SHIFTS for what in ("accuracy", "ECE"))], lines)
+
+
+TABLES = {
+    "short": lambda: by_shift(["fixmatch", "udal", "flexda", "adello"]), "family": lambda: by_shift(FAMILY),
+    "others": lambda: by_shift(["fixmatch", *OTHERS, "adello"]), "cifar": cifar, "longer": longer, "sweep": sweep_table,
+    "ablations": ablation_table, "paired": paired,
+    "whole": lambda: evaluate.table(evaluate.group(sorted(d.parent for d in RESULTS.glob("*/result.json"))))}
+
+
+def pages(write):
+    """Compare the tables of both pages with the files, or write them. Returns the names of those that differ."""
+    different = []
+    for page in PAGES:
+        text = page.read_text()
+
+        def table(match):
+            new = TABLES[match[1]]()
+            if new != match[2].strip():
+                different.append(f"{page.relative_to(ROOT)}: {match[1]}")
+            return f"<!-- table {match[1]} -->\n\n{new}\n\n<!-- end -->"
+        text = re.sub(r"<!-- table (\S+) -->\n(.*?)<!-- end -->", table, text, flags=re.DOTALL)
+        if write:
+            page.write_text(text)
+    return different
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+def figure(columns, height=3.3, width=2.9):
+    """A figure with a white ground, legible on light and dark pages, and its row of axes."""
+    from matplotlib.figure import Figure
+    drawn = Figure(figsize=(width * columns, height), layout="constrained", facecolor="white")
+    return drawn, drawn.subplots(1, columns, squeeze=False, sharey=True)[0]
+
+
+def label(name):
+    """The method's name from a run's, as the paper writes it."""
+    names = {"fixmatch": "FixMatch", "udal": "UDAL", "flexda": "FlexDA", "adello": "ADELLO"}
+    return next((names[part] for part in name.split("-") if part in names), name)
+
+
+def reliability(groups, path):
+    """Accuracy over confidence, the gap shaded: a calibrated network lies on the diagonal."""
+    drawn, row = figure(len(groups))
+    for axes, (name, found) in zip(row, groups):
+        bins = np.array([run.result["reliability"] for run in found])                      # (runs, bins, 3)
+        share, width = bins[:, :, 0].sum(0), 1 / bins.shape[1]
+        accuracy, confidence = ((bins[:, :, 0] * bins[:, :, k]).sum(0) / np.maximum(share, 1e-9) for k in (1, 2))
+        centres, used = (np.arange(len(share)) + 0.5) * width, share > 0
+        axes.bar(centres[used], accuracy[used], width, color=BLUE, edgecolor="white", label="accuracy")
+        axes.bar(centres[used], (confidence - accuracy)[used], width, accuracy[used], color=RED, alpha=0.35,
+                 edgecolor=RED, label="gap to confidence")
+        axes.plot([0, 1], [0, 1], "k--", lw=1)
+        mean = {k: (share * v).sum() / share.sum() for k, v in (("accuracy", accuracy), ("confidence", confidence))}
+        axes.axvline(mean["accuracy"], color=BLUE, lw=1.5)
+        axes.axvline(mean["confidence"], color=RED, lw=1.5)
+        axes.set(title=f"{label(name)}, ECE {statistics.mean(percent(found, 'ece')):.1f} %", xlim=(0, 1), ylim=(0, 1),
+                 xlabel=f"confidence, mean {100 * mean['confidence']:.0f} %\n(accuracy {100 * mean['accuracy']:.0f} %)")
+    row[0].set_ylabel("accuracy")
+    row[0].legend(fontsize=8, loc="upper left")
+    drawn.savefig(path, dpi=130)
+
+
+def fig3(groups, path):
+    """The paper's Fig. 3: Qhat's distance from the true prior and from uniform, and alpha."""
+    drawn, row = figure(len(groups))
+    for axes, (name, found) in zip(row, groups):
+        for key, text, line in (("kl_q_qhat", "KL(Q ‖ Q̂)", "-"), ("kl_uniform_qhat", "KL(uniform ‖ Q̂)", "--"),
+                                ("alpha", "α", ":")):
+            axes.plot([r["step"] for r in found[0].log], np.mean([[r[key] for r in run.log] for run in found], axis=0),
+                      line, label=text, lw=2)
+        axes.set(title=name.split("-")[2] if name.count("-") > 1 else name, xlabel="step", ylim=(0, 1.05))
+    row[0].set_ylabel("KL in nats; α")
+    row[0].legend(fontsize=8)
+    drawn.savefig(path, dpi=130)
+
+
+def sweep(groups, path):
+    """Balanced accuracy over the unlabeled set's imbalance: the robustness to label shift."""
+    drawn, (axes,) = figure(1, 3.6, 7)
+    ratios = sorted({found[0].settings["imb_u"] for _, found in groups}, reverse=True)
+    methods = list(dict.fromkeys(found[0].settings["method"] for _, found in groups))
+    for i, method in enumerate(methods):
+        points = sorted((ratios.index(found[0].settings["imb_u"]), percent(found, "balanced_accuracy"))
+                        for _, found in groups if found[0].settings["method"] == method)
+        axes.errorbar([x + 0.06 * (i - 1.5) for x, _ in points], [statistics.mean(v) for _, v in points],
+                      [statistics.stdev(v) if len(v) > 1 else 0 for _, v in points], color=COLOURS[i % 4],
+                      marker="os^D"[i % 4], capsize=3, label=label(method))
+    axes.set_xticks(range(len(ratios)), [f"{r:g}" if r >= 1 else f"1/{1 / r:g}" for r in ratios])
+    axes.set(xlabel="γ_u: as the labeled set (left), uniform (1), reversed (right)", ylabel="balanced accuracy in %")
+    axes.legend(fontsize=8, ncols=2)
+    axes.grid(alpha=0.3)
+    drawn.savefig(path, dpi=130)
+
+
+def groups_of(patterns, most=9):
+    return evaluate.group([d for p in patterns for d in sorted(RESULTS.glob(f"{p}-s[0-9]"))[:most]])
+
+
+def main(arguments):
+    """The command line. Returns the exit status."""
+    drawings = {"reliability": reliability, "fig3": fig3, "sweep": sweep}
+    try:
+        if arguments in (["--check"], ["--write"]):
+            if arguments == ["--write"]:
+                four = ["fixmatch", "udal", "flexda", "adello"]
+                reliability(groups_of(f"shapes-{m}-reversed-imb50" for m in four), RESULTS.parent / "reliability.png")
+                fig3(groups_of(f"shapes-adello-{s}-imb50" for s in SHIFTS[::-1]), RESULTS.parent / "fig3.png")
+                sweep(groups_of((f"shapes-{m}-{n}-imb50" for m in four for n in SWEEP), 3), RESULTS.parent / "sweep.png")
+            different = pages(arguments == ["--write"])
+            print("\n".join(different) or "every table stands as the files have it")
+            return 1 if different and arguments == ["--check"] else 0
+        if len(arguments) < 3 or arguments[0] not in drawings:
+            raise ValueError(f"give --write, --check, or {', '.join(drawings)} with a file and runs")
+        drawings[arguments[0]](evaluate.group(arguments[2:]), arguments[1])
+    except ImportError:
+        print("error: pictures need matplotlib: pip install matplotlib", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
