@@ -6,7 +6,8 @@
     python tests/pictures.py --write                                 # all pictures and tables of the two pages
     python tests/pictures.py --check                                 # do the tables stand there as the files have them?
 
-A table stands between the comments <!-- table NAME --> and <!-- end -->. Needs matplotlib for the pictures.
+A table stands between the comments <!-- table NAME --> and <!-- end -->, a figure in a sentence between
+<!-- = RUNS KEY --> and <!-- / -->. Needs matplotlib for the pictures.
 """
 
 import re
@@ -66,6 +67,13 @@ def cifar():
         for m in ("fixmatch", "udal", "flexda", "adello")]).replace("| --- | --- | --- |", "| --- | --- | --- | --- | --- |")
 
 
+def wrn_28_2():
+    found = {m: runs(f"folder-2000-{m}-reversed-imb100") for m in ("fixmatch", "adello")}
+    return markdown(["WRN-28-2, reversed", "seeds", "accuracy, ECE", "KL(Q‖Q̂)"], [
+        [m, str(len(r)), cell(f"folder-2000-{m}-reversed-imb100"), f"{r[0].result['kl_q_qhat']:.3f}"]
+        for m, r in found.items()])
+
+
 def longer():
     return markdown(["reversed, seeds 0 to 2", "1,500 steps", "4,500 steps"], [
         [m, cell(f"shapes-{m}-reversed-imb50", 3), cell(f"shapes-4500-{m}-reversed-imb50")]
@@ -118,9 +126,19 @@ def paired():
 
 TABLES = {
     "short": lambda: by_shift(["fixmatch", "udal", "flexda", "adello"], 5), "family": lambda: by_shift(FAMILY, 5),
-    "others": lambda: by_shift(["fixmatch", *OTHERS, "adello"], 3), "cifar": cifar, "longer": longer, "sweep": sweep_table,
+    "others": lambda: by_shift(["fixmatch", *OTHERS, "adello"], 3), "cifar": cifar, "wrn-28-2": wrn_28_2, "longer": longer, "sweep": sweep_table,
     "ablations": ablation_table, "paired": paired,
     "whole": lambda: evaluate.table(evaluate.group(sorted(d.parent for d in RESULTS.glob("*/result.json"))))}
+
+
+def figure_of(pattern, key):
+    """A figure of a sentence: the mean over the runs, percent or, of KL and NLL, as it is."""
+    of_run = {
+        "accuracy": lambda run: 100 * run.result["balanced_accuracy"], "ece": lambda run: 100 * run.result["ece"],
+        "tail": lambda run: 100 * evaluate.thirds(run.result)[2],
+        "overconfidence": lambda run: 100 * sum(n * (conf - acc) for n, acc, conf in run.result["reliability"]),
+        "kl": lambda run: run.result["kl_q_qhat"], "nll": lambda run: run.result["nll"]}[key]
+    return f"{statistics.mean(map(of_run, runs(pattern))):.{2 if key in ('kl', 'nll') else 1}f}"
 
 
 def pages(write):
@@ -134,7 +152,14 @@ def pages(write):
             if new != match[2].strip():
                 different.append(f"{page.relative_to(ROOT)}: {match[1]}")
             return f"<!-- table {match[1]} -->\n\n{new}\n\n<!-- end -->"
+
+        def number(match):
+            new = figure_of(match[1], match[2])
+            if new != match[3]:
+                different.append(f"{page.relative_to(ROOT)}: {match[1]} {match[2]} is {new}, not {match[3]}")
+            return f"<!-- = {match[1]} {match[2]} -->{new}<!-- / -->"
         text = re.sub(r"<!-- table (\S+) -->\n(.*?)<!-- end -->", table, text, flags=re.DOTALL)
+        text = re.sub(r"<!-- = (\S+) (\S+) -->(.*?)<!-- / -->", number, text)
         if write:
             page.write_text(text)
     return different
