@@ -187,8 +187,7 @@ def cossl(arguments):
 def retrained(run, s):
     """cRT (Kang et al. 2020): the features stay, the linear layer is drawn anew and learns from class-balanced labeled
     weak views, for a fifth of the run's steps at its rate. Returns logits on the test images."""
-    model, sets, steps = run.ema.model, run.sets, max(1, s.steps // 5)
-    random = torch.Generator().manual_seed(s.seed)
+    model, sets, steps, random = run.ema.model, run.sets, max(1, s.steps // 5), torch.Generator().manual_seed(s.seed)
     model.linear.requires_grad_(True).reset_parameters()
     optimizer = torch.optim.SGD(model.linear.parameters(), s.lr, momentum=0.9, weight_decay=s.weight_decay)
     for t in range(steps):
@@ -204,7 +203,7 @@ def retrained(run, s):
 
 def adjusted(run, s):
     """LA (Menon et al. 2021): f - log P_L."""
-    return evaluate.predict(run.ema.model, run.sets, run.device) - run.p_labeled.cpu().log()
+    return evaluate.predict(run.ema.model, run.sets, run.device) - run.p_labeled.log()
 
 
 def post_hoc(name, change, directory):
@@ -220,6 +219,7 @@ def post_hoc(name, change, directory):
     for part, value in run.parts.items():
         value.load_state_dict(state[part])
     vars(run.record).update(state["record"])
+    run.p_labeled = torch.tensor(found.result["p_labeled"])  # of the set that it was trained on
     logits, row = change(run, s), run.record.rows[-1]
     row |= {k: v for k, v in evaluate.metrics(logits, run.sets.test_labels).items() if k in row}
     out.mkdir(parents=True, exist_ok=True)

@@ -195,13 +195,16 @@ def test_crt_and_la_are_runs_of_their_own_and_leave_the_run_and_its_features_as_
         "| fixmatch", "| fixmatch+crt", "| fixmatch+la"]
 
 
-def test_la_takes_the_labeled_prior_from_the_averaged_networks_logits(call, go, tmp_path):
-    assert go("--out", "run") == 0 and call("la", "run") == 0
+def test_la_takes_the_prior_that_the_run_was_trained_at_from_the_averaged_networks_logits(call, go, tmp_path):
+    assert go("--out", "run") == 0
+    path = tmp_path / "run" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"p_labeled": [0.1, 0.2, 0.7]}))
+    assert call("la", "run") == 0
     run, state = evaluate.read_run("run"), models.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     model, s = models.build("wrn-10-1", 3).eval(), run.settings
     model.load_state_dict(state["ema"])
     sets = data.load("folder", s["data_dir"], 20, 20, 4.0, s["imb_u"], None, 16)
-    likelihood = evaluate.predict(model, sets, "cpu").softmax(1) / torch.tensor([20, 10, 5])
+    likelihood = evaluate.predict(model, sets, "cpu").softmax(1) / torch.tensor([1, 2, 7])
     expected = [(likelihood[sets.test_labels == k].argmax(1) == k).double().mean().item() for k in range(3)]
     assert evaluate.read_run("run+la").result["per_class_accuracy"] == expected
 
