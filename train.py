@@ -37,7 +37,7 @@ SETTINGS = {  # name: (the paper's value for CIFAR-10-LT or the default, its ran
     "imb": (100.0, (1.0, INF), "gamma of the labeled set, largest / smallest class"),
     "shift": ("consistent", ["consistent", "uniform", "reversed"], "sizes of unlabeled classes"),
     "imb_u": (None, (1e-9, INF), "gamma of the unlabeled set, below 1 reversed; not with --shift"),
-    "labeled_fraction": (None, (1e-9, 1 - 1e-9), "share of each class to label; not with the above"),
+    "labeled_fraction": (None, (1e-9, 1 - 1e-9), "share of a class to label; not with the above"),
     "image_size": (32, (8, 1024), "side of the images in pixels"),
     "method": ("adello", list(METHODS), "which of the family"),
     "alpha_min": (0.1, (0.0, 1.0), "share of the prior that is left in the target at the end"),
