@@ -86,6 +86,15 @@ def sweep_table():
         for m in ("fixmatch", "udal", "flexda", "adello")])
 
 
+def sweep_pairs():
+    lines = []
+    for m in ("fixmatch", "udal", "flexda"):
+        gains = [100 * (a.result["balanced_accuracy"] - b.result["balanced_accuracy"]) for name in SWEEP
+                 for a, b in zip(runs(f"shapes-adello-{name}-imb50")[:3], runs(f"shapes-{m}-{name}-imb50")[:3])]
+        lines.append([m, f"{statistics.mean(gains):+.1f}", f"{sum(g > 0 for g in gains)} of {len(gains)}"])
+    return markdown(["ADELLO less …, over the sweep", "accuracy", "ahead in pairs"], lines)
+
+
 ABLATIONS = {
     "ADELLO, reversed": ("shapes-adello-reversed-imb50", "python train.py"),
     "batch-norm statistics of labeled, weak and strong images apart": (
@@ -127,6 +136,7 @@ def paired():
 TABLES = {
     "short": lambda: by_shift(["fixmatch", "udal", "flexda", "adello"], 5), "family": lambda: by_shift(FAMILY, 5),
     "others": lambda: by_shift(["fixmatch", *OTHERS, "adello"], 3), "cifar": cifar, "wrn-28-2": wrn_28_2, "longer": longer, "sweep": sweep_table,
+    "sweep-pairs": sweep_pairs,
     "ablations": ablation_table, "paired": paired,
     "whole": lambda: evaluate.table(evaluate.group(sorted(d.parent for d in RESULTS.glob("*/result.json"))))}
 
