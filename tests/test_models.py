@@ -1,5 +1,6 @@
 """models.py: WRN-28-2 as the paper has it, the moving average, and state on disk."""
 
+import collections
 import os
 import pickle
 
@@ -195,6 +196,17 @@ def test_bf16_is_not_chosen_where_the_processor_emulates_it(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
         assert models.choose_device("cpu", "auto") == ("cpu", expected)
     assert models.choose_device("cpu", "bf16") == ("cpu", "bf16")
+
+
+def test_what_does_not_fit_half_of_a_gpu_stays_on_the_host(monkeypatch):
+    """The meta device stands for a GPU with 1,000 bytes free: a tensor that was moved there cannot be read."""
+    parts = dict(labels=torch.zeros(3), unlabeled=torch.zeros(50, dtype=torch.uint8), test=torch.zeros(2))
+    Sets = collections.namedtuple("Sets", parts)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    assert {p.device.type for p in models.place(Sets(**parts), torch.device("meta"))} == {"meta"}
+    large = models.place(Sets(**parts | {"unlabeled": torch.zeros(501, dtype=torch.uint8)}), torch.device("meta"))
+    assert [p.device.type for p in large] == ["meta", "cpu", "meta"]
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "cuda:x", ""])

@@ -212,6 +212,20 @@ def test_cifar_files_in_torchvisions_layout_train(tmp_path, monkeypatch):
     assert config["n1"] == 8 and config["imb_u"] == 0.25 and config["lr"] == 0.03 and config["warmup_steps"] == 0
 
 
+@pytest.mark.parametrize("size, batch", [(100, 10), (103, 10), (7, 20), (1, 3), (20, 20)])
+def test_every_image_comes_once_an_epoch(size, batch):
+    chain = torch.cat([train.batch_indices(size, batch, step, 0, 0) for step in range(4 * size // batch + 2)])
+    for epoch in range(len(chain) // size):
+        assert sorted(chain[epoch * size:(epoch + 1) * size].tolist()) == list(range(size))
+
+
+def test_the_order_depends_on_the_seeds_and_nothing_else():
+    assert torch.equal(train.batch_indices(50, 8, 3, 1, 0), train.batch_indices(50, 8, 3, 1, 0))
+    assert not torch.equal(train.batch_indices(50, 8, 3, 1, 0), train.batch_indices(50, 8, 3, 2, 0))
+    assert not torch.equal(train.batch_indices(50, 8, 3, 1, 0), train.batch_indices(50, 8, 3, 1, 1))
+    assert len(train.batch_indices(50, 0, 3, 1, 0)) == 0
+
+
 # ------------------------------------------------------------------------------------------- edges
 
 @pytest.mark.parametrize("arguments", [
