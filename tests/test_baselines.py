@@ -181,6 +181,18 @@ def test_the_next_generation_holds_the_first_labeled_set_and_confident_images(ca
     assert len(first.unlabeled) == 35  # U without L
 
 
+def test_a_stopped_crest_goes_on_from_its_last_generation(call, tmp_path):
+    assert call("crest", "--generations", "2", "--precision", "fp32", "--out", "whole") == 0
+    assert call("crest", "--generations", "2", "--precision", "fp32", "--out", "part") == 0
+    for name in ("result.json", "checkpoint.pt", "config.json", "log.csv"):
+        (tmp_path / "part" / name).unlink()  # as after a kill in the last generation
+    first = (tmp_path / "part/generation0/checkpoint.pt").stat().st_mtime_ns
+    assert call("crest", "--generations", "2", "--precision", "fp32", "--out", "part") == 0
+    assert (tmp_path / "part/generation0/checkpoint.pt").stat().st_mtime_ns == first
+    one, two = (json.loads((tmp_path / out / "result.json").read_text()) for out in ("whole", "part"))
+    assert one["q_hat"] == two["q_hat"] and one["nll"] == two["nll"]
+
+
 def test_crt_and_la_are_runs_of_their_own_and_leave_the_run_and_its_features_as_they_are(call, go, tmp_path, capsys):
     assert go("--method", "fixmatch", "--out", "runs/fixmatch-s0") == 0
     before = {f.name: f.read_bytes() for f in (tmp_path / "runs/fixmatch-s0").iterdir()}
