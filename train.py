@@ -268,6 +268,7 @@ def train(run, s):
             return 128 + stop[0]
     logits = evaluate.predict(run.ema.model, run.sets, run.device)
     evaluate.write_json(Path(s.out) / "result.json", evaluate.result(run, logits))
+    print(evaluate.summary(Path(s.out)))
     return 0
 
 
@@ -306,14 +307,13 @@ def main(argv=None):
           f"labeled and {len(run.sets.unlabeled)} unlabeled images; {s.model}, {s.device}, "
           f"{s.precision}" + f"; continued at step {run.record.step}" * bool(state), flush=True)
     try:
-        status = train(run, s)
-    except (FloatingPointError, ValueError, OSError) as error:
-        print(f"error: step {run.record.step}: {error}; the last good checkpoint stays in "
-              f"{directory}; where numbers explode, a lower --lr may help", file=sys.stderr)
+        return train(run, s)
+    except (FloatingPointError, ValueError, OSError,
+            torch._dynamo.exc.TorchDynamoException) as error:
+        reason = str(error).partition("\n")[0]
+        print(f"error: step {run.record.step}: {reason}; the last good checkpoint stays in "
+              f"{s.out}; try a lower --lr, or --compile off", file=sys.stderr)
         return 1
-    if status == 0:
-        print(evaluate.summary(directory))
-    return status
 
 
 if __name__ == "__main__":

@@ -156,6 +156,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(g
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_compiler_that_fails_is_one_line_that_names_the_way_out(go, monkeypatch, capsys):
+    def broken(function):
+        def fails(*arguments):
+            raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nand more")
+        return fails
+    monkeypatch.setattr(torch, "compile", broken)
+    assert go("--compile", "on", "--out", "run") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: step 0: no C++ compiler; ") and "--compile off" in error and error.count("\n") == 1
+
+
 def test_a_learning_rate_that_explodes_ends_in_one_line(go, tmp_path, capsys):
     assert go("--lr", 1e20, "--out", "run") == 1
     assert re.match(r"error: step \d: .*(not|must be) finite.*--lr", capsys.readouterr().err.splitlines()[-1])
