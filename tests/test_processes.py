@@ -62,7 +62,7 @@ kept, prepare = [], distributed.prepare_part
 distributed.prepare_part = lambda s: kept.append(prepare(s)) or kept[0]
 status = distributed.main(sys.argv[1:])
 parameters = torch.cat([p.detach().flatten() for p in kept[0].model.parameters()] + [kept[0].estimator.q_hat])
-print("fingerprint", hashlib.sha256(parameters.numpy().tobytes()).hexdigest(), file=sys.stderr, flush=True)
+sys.stderr.write("fingerprint " + hashlib.sha256(parameters.numpy().tobytes()).hexdigest() + "\\n")  # in one piece
 sys.exit(status)
 """
 
@@ -70,15 +70,15 @@ sys.exit(status)
 def test_all_processes_hold_the_same_parameters_and_prior_and_a_stopped_run_goes_on(image_folder, tmp_path):
     script, directory = tmp_path / "same.py", tmp_path / "run"
     script.write_text(SAME_ON_ALL)
-    process = start(2, script, image_folder, directory, "--eval-every", 1)
+    process = start(2, script, image_folder, directory, "--eval-every", 1, "--steps", 60)
     until(directory / "checkpoint.pt", process)
     process.send_signal(signal.SIGTERM)  # torchrun passes it on
     process.communicate(timeout=120)
     step = models.load_checkpoint(directory / "checkpoint.pt")["record"]["step"]
-    process = start(2, script, image_folder, directory, "--eval-every", 1)
+    process = start(2, script, image_folder, directory, "--eval-every", 1, "--steps", 60)
     out, err = process.communicate(timeout=240)
-    assert process.returncode == 0 and (f"continued at step {step}" in out or step == 8), err
-    assert [row["step"] for row in rows(directory)] == list(range(1, 9))
+    assert process.returncode == 0 and f"continued at step {step}" in out, err
+    assert [row["step"] for row in rows(directory)] == list(range(1, 61))
     fingerprints = re.findall(r"fingerprint (\w+)", err)
     assert len(fingerprints) == 2 and len(set(fingerprints)) == 1
 
