@@ -234,7 +234,7 @@ def train(run, s):
     for name in (signal.SIGINT, signal.SIGTERM):  # once: finish the step, save; twice: at once
         signal.signal(name, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
     begun = shown = time.time()
-    first, before, live = record.step, record.seconds, sys.stdout.isatty()
+    first, before, live, logits = record.step, record.seconds, sys.stdout.isatty(), None
 
     while record.step < s.steps:
         step = record.step
@@ -266,7 +266,7 @@ def train(run, s):
         if stop:
             print(f"stopped after step {record.step}; the same command continues", flush=True)
             return 128 + stop[0]
-    logits = evaluate.predict(run.ema.model, run.sets, run.device)
+    logits = evaluate.predict(run.ema.model, run.sets, run.device) if logits is None else logits
     evaluate.write_json(Path(s.out) / "result.json", evaluate.result(run, logits))
     print(evaluate.summary(Path(s.out)))
     return 0
@@ -279,7 +279,7 @@ def main(argv=None):
         directory, state, config = Path(s.out), None, Path(s.out) / "config.json"
         if config.exists() and not s.fresh:
             held = json.loads(config.read_text())
-            for name in SETTINGS.keys() - evaluate.FREE | {"seed"}:
+            for name in [n for n in SETTINGS if n == "seed" or n not in evaluate.FREE]:
                 if held.get(name) != getattr(s, name):
                     raise ValueError(f"{s.out} holds a run with {OPTION[name]} {held.get(name)}, "
                                      f"not {getattr(s, name)}; name another --out, or see --fresh")
