@@ -58,8 +58,7 @@ def darp(arguments):
         run, kept.s = prepare(s), s
         N, K = len(run.sets.unlabeled), len(run.sets.classes)
         kept.record, kept.counts = run.record, N * run.p_labeled
-        run.record.probs = torch.full((N, K), 1 / K, device=run.device)
-        run.record.refined = run.record.probs
+        run.record.probs = run.record.refined = torch.full((N, K), 1 / K, device=run.device)
         return run
     def loss(logits_strong, probs_weak, mask, *_):
         s, record, labels = kept.s, kept.record, probs_weak
@@ -75,8 +74,7 @@ def darp(arguments):
 
 def align(probs, p_labeled, running, t):
     """CReST+ (Wei et al. 2021): p(u) (P_L^t / sum P_L^t + 1e-6) / (running mean of p + 1e-6), normalised."""
-    target = p_labeled ** t / (p_labeled ** t).sum()
-    return F.normalize(probs * (target + 1e-6) / (running + 1e-6), p=1, dim=1)
+    return F.normalize(probs * (F.normalize(p_labeled ** t, p=1, dim=0) + 1e-6) / (running + 1e-6), p=1, dim=1)
 
 
 def sampling_rates(counts):
@@ -98,9 +96,8 @@ def crest(arguments):
     """Generations, each but the last a run of its own in <out>/generation<g>. p(u) is aligned with t from 1 to 0.5;
     generation g + 1 adds `most_confident` to the first labeled set."""
     train.SETTINGS["generations"], train.OPTION["generations"] = (6, (1, 100), "generations"), "--generations"
-    s, prepare, kept = train.parse(arguments), train.prepare, SimpleNamespace()
     ablations.unlabeled_alone()  # U without L
-    load = data.load
+    s, prepare, load, kept = train.parse(arguments), train.prepare, data.load, SimpleNamespace()
     def loaded(*rest):
         sets = load(*rest)
         kept.counts = torch.bincount(sets.labels, minlength=len(sets.classes))
@@ -141,16 +138,20 @@ def enhance(features, labels, others, counts, draws):
     return torch.where(mixed, lam * features + (1 - lam) * others, features).detach()
 
 
-def with_linear(model, layer):
+def last(model):
+    """A network's last layer: its name, WideResNet's `linear` or ResNet's `fc`, and the layer."""
+    return [*model.named_children()][-1]
+
+
+def with_last(model, layer):
     """A copy of the network with another last layer; with the identity it gives the features, (N, D)."""
     model = copy.deepcopy(model)
-    model.linear = layer
+    setattr(model, last(model)[0], layer)
     return model
 
 
-@torch.no_grad()
 def features_of(model, sets, images):
-    return with_linear(model, torch.nn.Identity())(data.normalize(images, sets.mean, sets.std))
+    return with_last(model, torch.nn.Identity())(data.normalize(images, sets.mean, sets.std))
 
 
 def cossl(arguments):
@@ -159,18 +160,17 @@ def cossl(arguments):
     prepare, step, predict, kept = train.prepare, train.train_step, evaluate.predict, SimpleNamespace()
     def prepared(s):
         run, kept.s = prepare(s), s
-        layer = kept.layer = torch.nn.Linear(run.model.linear.in_features, len(run.sets.classes)).to(run.device)
+        layer = kept.layer = torch.nn.Linear(last(run.model)[1].in_features, len(run.sets.classes)).to(run.device)
         kept.optimizer = torch.optim.SGD(layer.parameters(), s.lr, momentum=0.9)
         run.parts |= {"second": layer, "second_optimizer": kept.optimizer}
         return run
     def stepped(run, *rest):
         step(run, *rest)
         if run.record.step < kept.s.steps * 4 // 5:
-            return kept.layer.load_state_dict(run.model.linear.state_dict())
+            return kept.layer.load_state_dict(last(run.model)[1].state_dict())
         sets, B, random = run.sets, kept.s.batch_size, torch.Generator()
         random.manual_seed(10 ** 7 * kept.s.seed + run.record.step)
-        x = balanced(sets.labels.cpu(), B, random)
-        u = torch.randint(len(sets.unlabeled), (B,), generator=random)
+        x, u = balanced(sets.labels.cpu(), B, random), torch.randint(len(sets.unlabeled), (B,), generator=random)
         draws = torch.rand(2 * B, 14, generator=random).to(run.device)
         images = torch.cat([sets.labeled.cpu()[x], sets.unlabeled.cpu()[u]]).to(run.device)
         features = features_of(run.ema.model, sets, data.strong(images, draws=draws[:, :12]))
@@ -180,7 +180,7 @@ def cossl(arguments):
         F.cross_entropy(kept.layer(mixed), labels).backward()
         kept.optimizer.step()
     train.prepare, train.train_step = prepared, stepped
-    evaluate.predict = lambda model, *rest: predict(with_linear(model, kept.layer), *rest)
+    evaluate.predict = lambda model, *rest: predict(with_last(model, kept.layer), *rest)
     return train.main(arguments)
 
 
@@ -188,15 +188,15 @@ def retrained(run, s):
     """cRT (Kang et al. 2020): the features stay, the linear layer is drawn anew and learns from class-balanced labeled
     weak views, for a fifth of the run's steps at its rate. Returns logits on the test images."""
     model, sets, steps, random = run.ema.model, run.sets, max(1, s.steps // 5), torch.Generator().manual_seed(s.seed)
-    model.linear.requires_grad_(True).reset_parameters()
-    optimizer = torch.optim.SGD(model.linear.parameters(), s.lr, momentum=0.9, weight_decay=s.weight_decay)
+    layer = last(model)[1].requires_grad_(True)
+    layer.reset_parameters()
+    optimizer = torch.optim.SGD(layer.parameters(), s.lr, momentum=0.9, weight_decay=s.weight_decay)
     for t in range(steps):
-        index = balanced(sets.labels.cpu(), s.batch_size, random).to(run.device)
-        draws = torch.rand(s.batch_size, 3, generator=random).to(run.device)
-        features = features_of(model, sets, data.weak(sets.labeled[index], draws=draws))
+        x = balanced(sets.labels.cpu(), s.batch_size, random).to(run.device)
+        views = data.weak(sets.labeled[x], draws=torch.rand(len(x), 3, generator=random).to(run.device))
         optimizer.param_groups[0]["lr"] = s.lr * math.cos(7 * math.pi * t / (16 * steps))
         optimizer.zero_grad()
-        F.cross_entropy(model.linear(features), sets.labels[index]).backward()
+        F.cross_entropy(layer(features_of(model, sets, views)), sets.labels[x]).backward()
         optimizer.step()
     return evaluate.predict(model, sets, run.device)
 

@@ -207,6 +207,13 @@ def test_crt_and_la_are_runs_of_their_own_and_leave_the_run_and_its_features_as_
         "| fixmatch", "| fixmatch+crt", "| fixmatch+la"]
 
 
+def test_the_last_layer_of_torchvisions_network_is_learned_anew_too(call, tmp_path):
+    resnet = "--model", "resnet50", "--image-size", "32", "--steps", "5", "--batch-size", "2"
+    assert call("cossl", *resnet, "--out", "run") == 0 and call("crt", "run") == 0
+    old, new = (models.load_checkpoint(tmp_path / out / "checkpoint.pt")["ema"] for out in ("run", "run+crt"))
+    assert [k for k in old if not torch.equal(old[k], new[k])] == ["fc.weight", "fc.bias"]
+
+
 def test_la_takes_the_prior_that_the_run_was_trained_at_from_the_averaged_networks_logits(call, go, tmp_path):
     assert go("--out", "run") == 0
     path = tmp_path / "run" / "result.json"
