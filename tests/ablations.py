@@ -1,11 +1,13 @@
 """Details that the paper does not argue for, each undone in ADELLO, to see what it decides.
 
     python tests/ablations.py separate-statistics --seed 0      # further options are train.py's
+    python tests/ablations.py noise0.3 --method fixmatch        # in another method than ADELLO, on easier data
     python evaluate.py runs/shapes-adello-reversed-* runs/shapes-separate-statistics-*
 
 A variant is a method of its own name, so that its run has a directory of its own.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import data
+import evaluate
 import priors
 import train
 
@@ -54,19 +57,30 @@ def moving_temperature():
     priors.PriorEstimator.update = changed
 
 
+def noise(deviation):
+    """`shapes` drawn with other noise: how hard the data is."""
+    data.shapes = functools.partial(data.shapes, noise=deviation)
+
+
 VARIANTS = {"separate-statistics": separate_statistics, "unlabeled-alone": unlabeled_alone,
-            "moving-temperature": moving_temperature}
+            "moving-temperature": moving_temperature,
+            **{f"noise{d}": functools.partial(noise, d) for d in (0.25, 0.3, 0.4)}}
 
 
 def main(arguments):
-    if not arguments or arguments[0] not in VARIANTS:
-        print(f"error: name a variant first: {', '.join(VARIANTS)}", file=sys.stderr)
+    parser = evaluate.Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("variant", choices=list(VARIANTS))
+    parser.add_argument("--method", choices=list(train.METHODS), default="adello")
+    try:
+        options, rest = parser.parse_known_args(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    name = arguments[0]
-    train.METHODS[name] = train.METHODS["adello"]
+    name = options.variant + f"-{options.method}" * (options.method != "adello")
+    train.METHODS[name] = train.METHODS[options.method]
     train.SETTINGS["method"][1].append(name)
-    VARIANTS[name]()
-    return train.main(["--method", name, *arguments[1:]])
+    VARIANTS[options.variant]()
+    return train.main(["--method", name, *rest])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@
     python tests/pictures.py --check                                 # do the tables stand there as the files have them?
 
 A table stands between the comments <!-- table NAME --> and <!-- end -->, a figure in a sentence between
-<!-- = RUNS KEY --> and <!-- / -->. Needs matplotlib for the pictures.
+<!-- = RUNS KEY --> and <!-- / -->, where RUNS may be A/B, pairs of the same shift and seed. --check finds those
+that differ from the files, and figures in sentences without such a mark. Needs matplotlib for the pictures.
 """
 
 import re
@@ -27,13 +28,21 @@ PAGES = ROOT / "README.md", RESULTS / "README.md"
 BLUE, RED, COLOURS = "#0072B2", "#D55E00", ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]
 FAMILY = ["supervised", "fixmatch", "ccr", "udal", "flexda", "adello", "kd", "oracle"]
 OTHERS = ["darp", "darp+crt", "crest", "crest+la", "cossl", "fixmatch+la"]
+FOUR = ["fixmatch", "udal", "flexda", "adello"]
 SHIFTS = ["reversed", "uniform", "consistent"]
 SWEEP = {"consistent": 50, "imbu20": 20, "imbu10": 10, "uniform": 1, "imbu0.1": 0.1, "imbu0.05": 0.05, "reversed": 0.02}
 
 
-def runs(pattern):
+def runs(pattern, seeds=range(5)):
     """The finished runs in the results whose name fits, by seed."""
-    return [evaluate.read_run(d) for d in sorted(RESULTS.glob(f"{pattern}-s[0-9]"))]
+    return [evaluate.read_run(d) for seed in seeds for d in sorted(RESULTS.glob(f"{pattern}-s{seed}"))]
+
+
+def pairs(first, second, seeds=range(5)):
+    """Runs of two patterns with the same shift and seed, hence the same split, start and order."""
+    others = {(run.settings["shift"], run.settings["seed"]): run for run in runs(second, seeds)}
+    found = [(run, others.get((run.settings["shift"], run.settings["seed"]))) for run in runs(first, seeds)]
+    return [pair for pair in found if pair[1]]
 
 
 def percent(found, key):
@@ -42,9 +51,9 @@ def percent(found, key):
 
 # -------------------------------------------------------------------------------------------- tables
 
-def cell(pattern, most=None):
-    """Balanced accuracy and ECE of a group of runs (the first so many seeds), mean ± deviation."""
-    found = runs(pattern)[:most]
+def cell(pattern, seeds=range(5)):
+    """Balanced accuracy and ECE of a group of runs, mean ± deviation."""
+    found = runs(pattern, seeds)
     if not found:
         return "–"
     return f"{evaluate.spread(percent(found, 'balanced_accuracy'))}, {evaluate.spread(percent(found, 'ece'))}"
@@ -54,49 +63,69 @@ def markdown(header, lines):
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *lines])
 
 
-def by_shift(methods, most):
-    return markdown(["balanced accuracy, ECE", "seeds", *SHIFTS], [
-        [m, str(min(len(runs(f"shapes-{m}-{shift}-imb50")[:most]) for shift in SHIFTS)),
-         *(cell(f"shapes-{m}-{shift}-imb50", most) for shift in SHIFTS)] for m in methods])
+def by_shift(pattern, methods, shifts, seeds):
+    """A row for each method, a column for each shift."""
+    lines = []
+    for m in methods:
+        names = [pattern.format(m, shift) for shift in shifts]
+        held = [str(len(runs(name, seeds))) for name in names]
+        held = held[:1] if len(set(held)) == 1 else held
+        lines.append([m, ", ".join(held), *(cell(name, seeds) for name in names)])
+    return markdown(["balanced accuracy, ECE", "seeds", *shifts], lines)
 
 
-def cifar():
-    shifts = ["reversed", "consistent"]
-    return markdown(["CIFAR-10 (JPEG)", *(f"{shift}: seeds | {shift}: accuracy, ECE" for shift in shifts)], [
-        [m, *(f"{len(runs(f'folder-{m}-{shift}-imb100'))} | {cell(f'folder-{m}-{shift}-imb100')}" for shift in shifts)]
-        for m in ("fixmatch", "udal", "flexda", "adello")]).replace("| --- | --- | --- |", "| --- | --- | --- | --- | --- |")
+def gain(found, key):
+    """Of pairs of runs: the mean difference of a result in points, in how many the first is better, of how many."""
+    differences, sign = [100 * (a.result[key] - b.result[key]) for a, b in found], -1 if key == "ece" else 1
+    wins = sum(sign * difference > 0 for difference in differences)
+    return f"{statistics.mean(differences):+.1f}", f"{wins} of {len(differences)}"
+
+
+def ahead(found, key):
+    return "{} ({})".format(*gain(found, key))
+
+
+def paired(pattern, methods, shifts, seeds):
+    """ADELLO against each of the others: mean difference, and in how many pairs it is the better one."""
+    return markdown(["ADELLO less …", *(f"{shift}: {what}" for shift in shifts for what in ("accuracy", "ECE"))], [
+        [m, *(ahead(pairs(pattern.format("adello", shift), pattern.format(m, shift), seeds), key)
+              for shift in shifts for key in ("balanced_accuracy", "ece"))] for m in methods])
 
 
 def wrn_28_2():
-    found = {m: runs(f"folder-2000-{m}-reversed-imb100") for m in ("fixmatch", "adello")}
+    found = {m: runs(f"folder-2000-{m}-reversed-imb100") for m in FOUR}
     return markdown(["WRN-28-2, reversed", "seeds", "accuracy, ECE", "KL(Q‖Q̂)"], [
         [m, str(len(r)), cell(f"folder-2000-{m}-reversed-imb100"), f"{r[0].result['kl_q_qhat']:.3f}"]
-        for m, r in found.items()])
+        for m, r in found.items() if r])
 
 
 def longer():
     return markdown(["reversed, seeds 0 to 2", "1,500 steps", "4,500 steps"], [
-        [m, cell(f"shapes-{m}-reversed-imb50", 3), cell(f"shapes-4500-{m}-reversed-imb50")]
-        for m in ("fixmatch", "udal", "flexda", "adello")])
+        [m, cell(f"shapes-{m}-reversed-imb50", range(3)), cell(f"shapes-4500-{m}-reversed-imb50")] for m in FOUR])
+
+
+def noise():
+    """How hard `shapes` is, by its noise: the runs that its choice rests on."""
+    lines = []
+    for deviation in ("0.25", "0.3", "0.35", "0.4"):
+        for m in ("fixmatch", "adello"):
+            name = {"fixmatch": f"noise{deviation}-fixmatch", "adello": f"noise{deviation}"}[m]
+            name = m if deviation == "0.35" else name
+            short = [cell(f"shapes-{name}-{shift}-imb50", (100, 101)) for shift in SHIFTS[::2]]
+            lines.append([deviation, m, *short, cell(f"shapes-4500-{name}-reversed-imb50", (100,))])
+    return markdown(["noise", "seeds 100, 101", *SHIFTS[::2], "reversed, 4,500 steps, seed 100"], lines)
 
 
 def sweep_table():
     return markdown(["balanced accuracy at γ_u", *(f"{g:g}" if g >= 1 else f"1/{1 / g:g}" for g in SWEEP.values())], [
-        [m, *(evaluate.spread(percent(runs(f"shapes-{m}-{name}-imb50")[:3], "balanced_accuracy")) for name in SWEEP)]
-        for m in ("fixmatch", "udal", "flexda", "adello")])
-
-
-def ahead(pairs, key, sign=1):
-    """Of pairs of runs: the mean difference of a result in points, in how many the first is better, of how many."""
-    gains = [100 * (a.result[key] - b.result[key]) for a, b in pairs]
-    return f"{statistics.mean(gains):+.1f} ({sum(sign * gain > 0 for gain in gains)} of {len(gains)})"
+        [m, *(evaluate.spread(percent(runs(f"shapes-{m}-{name}-imb50", range(3)), "balanced_accuracy"))
+              for name in SWEEP)] for m in FOUR])
 
 
 def sweep_pairs():
     return markdown(["ADELLO less …, over the sweep", "accuracy (ahead in pairs)"], [
-        [m, ahead([pair for name in SWEEP for pair in list(zip(
-            runs(f"shapes-adello-{name}-imb50"), runs(f"shapes-{m}-{name}-imb50")))[:3]], "balanced_accuracy")]
-        for m in ("fixmatch", "udal", "flexda")])
+        [m, ahead(pairs("shapes-adello-[ruci]*-imb50", f"shapes-{m}-[ruci]*-imb50", range(3)), "balanced_accuracy")]
+        for m in FOUR[:3]])
 
 
 ABLATIONS = {
@@ -117,38 +146,63 @@ ABLATIONS = {
 def ablation_table():
     lines = []
     for name, (pattern, command) in ABLATIONS.items():
-        found = runs(pattern)[:3]
+        found = runs(pattern, range(3))
         lines.append([name, evaluate.spread(percent(found, "balanced_accuracy")), evaluate.spread(percent(found, "ece")),
                       evaluate.spread([run.result["kl_q_qhat"] for run in found], 3), f"`{command}`"])
     return markdown(["variant, seeds 0 to 2", "balanced accuracy", "ECE", "KL(Q‖Q̂)", "command"], lines)
 
 
-def paired():
-    """ADELLO against each of the others, over the same seeds: mean difference, and in how many pairs it is ahead."""
-    lines = []
-    for m in ("fixmatch", "udal", "flexda", "kd", "oracle"):
-        row = [m]
-        for shift in SHIFTS:
-            pairs = list(zip(runs(f"shapes-adello-{shift}-imb50"), runs(f"shapes-{m}-{shift}-imb50"), strict=True))
-            row += [ahead(pairs, "balanced_accuracy"), ahead(pairs, "ece", -1)]
-        lines.append(row)
-    return markdown(["ADELLO less …", *(f"{shift}: {what}" for shift in SHIFTS for what in ("accuracy", "ECE"))], lines)
+def speed():
+    """The benchmark's printed figures."""
+    text = (RESULTS / "benchmark.txt").read_text()
+
+    def of(pattern):
+        return re.search(pattern, text).groups()
+    (precision,), (step,), (theirs,) = of("(bf16|fp32)"), of(r"step +(\S+) ms"), of(r"conventional +(\S+) ms")
+    ratio, (memory,) = of(r"ratio +(\S+) +from (\S+) to (\S+)"), of("peak memory: (.*)")
+    augment = of(r"augmentation +(\S+) ms +against (\S+) ms .*: (\S+) times")
+    work, least, traffic, least_too, times = of(r"floor: (.*) = (\S+) ms; (.*) = (\S+) ms; .* takes (\S+) times")
+    return markdown(["", "this code", "conventional pipeline", "ratio"], [
+        [f"step, {precision}", f"{step} ms", f"{theirs} ms", "{} ({} to {})".format(*ratio)],
+        ["augmentation of 192 weak and 128 strong views, one core", *(f"{a} ms" for a in augment[:2]), augment[2]],
+        ["forward, backward alone", "{} ms, {} ms".format(*of(r"forward +(\S+) ms\s+backward +(\S+) ms")), "", ""],
+        [f"the floor, {work} and {traffic}", f"{least} ms, {least_too} ms", "", f"{times} times the larger"],
+        ["memory", memory, "", ""]])
 
 
+SHAPES, CIFAR = "shapes-{}-{}-imb50", "folder-{}-{}-imb100"
 TABLES = {
-    "short": lambda: by_shift(["fixmatch", "udal", "flexda", "adello"], 5), "family": lambda: by_shift(FAMILY, 5),
-    "others": lambda: by_shift(["fixmatch", *OTHERS, "adello"], 3), "paired": paired, "longer": longer,
-    "sweep": sweep_table, "sweep-pairs": sweep_pairs, "ablations": ablation_table, "cifar": cifar, "wrn-28-2": wrn_28_2}
+    "short": lambda: by_shift(SHAPES, FOUR, SHIFTS, range(5)), "family": lambda: by_shift(SHAPES, FAMILY, SHIFTS, range(5)),
+    "others": lambda: by_shift(SHAPES, ["fixmatch", *OTHERS, "adello"], SHIFTS, range(3)),
+    "paired": lambda: paired(SHAPES, ["fixmatch", "udal", "flexda", "kd", "oracle"], SHIFTS, range(5)),
+    "cifar": lambda: by_shift(CIFAR, FOUR, SHIFTS[::2], range(3)),
+    "cifar-paired": lambda: paired(CIFAR, FOUR[:3], SHIFTS[::2], range(3)), "wrn-28-2": wrn_28_2, "longer": longer,
+    "noise": noise, "sweep": sweep_table, "sweep-pairs": sweep_pairs, "ablations": ablation_table, "speed": speed}
 
 
 def figure_of(pattern, key):
-    """A figure of a sentence: the mean over the runs, percent or, of KL and NLL, as it is."""
+    """A figure of a sentence: the mean over the runs, of RUNS@100 that of seed 100; percent or, of KL, NLL and seconds,
+    as it is. Of pairs, A/B: the mean gain in points or, with -wins, in how many of them A is the better one."""
+    if "/" in pattern:
+        name, _, wins = key.replace("accuracy", "balanced_accuracy").partition("-")
+        return gain(pairs(*pattern.split("/")), name)[bool(wins)]
     of_run = {
         "accuracy": lambda run: 100 * run.result["balanced_accuracy"], "ece": lambda run: 100 * run.result["ece"],
         "tail": lambda run: 100 * evaluate.thirds(run.result)[2],
         "overconfidence": lambda run: 100 * sum(n * (conf - acc) for n, acc, conf in run.result["reliability"]),
-        "kl": lambda run: run.result["kl_q_qhat"], "nll": lambda run: run.result["nll"]}[key]
-    return f"{statistics.mean(map(of_run, runs(pattern))):.{2 if key in ('kl', 'nll') else 1}f}"
+        "kl": lambda run: run.result["kl_q_qhat"], "nll": lambda run: run.result["nll"],
+        "seconds": lambda run: run.result["seconds"]}[key]
+    name, _, seed = pattern.partition("@")
+    digits = {"kl": 2, "nll": 2, "seconds": 0}.get(key, 1)
+    return f"{statistics.mean(map(of_run, runs(name, [seed] if seed else range(5)))):.{digits}f}"
+
+
+def unmarked(text):
+    """Decimal figures, points and per cent in sentences that no mark ties to a file."""
+    for marked in (r"<!-- table .*?<!-- end -->", r"<!-- = .*?<!-- / -->", r"```.*?```", r"`[^`]*`", r"^\|.*?$"):
+        text = re.sub(marked, "", text, flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"\b\d+\.\d+\b|\b\d+ (?:points|of \d+|%)", text)
+    return [figure for figure in found if figure not in ("2306.04621", "3.10")]  # the paper, Python
 
 
 def pages(write):
@@ -170,6 +224,7 @@ def pages(write):
             return f"<!-- = {match[1]} {match[2]} -->{new}<!-- / -->"
         text = re.sub(r"<!-- table (\S+) -->\n(.*?)<!-- end -->", table, text, flags=re.DOTALL)
         text = re.sub(r"<!-- = (\S+) (\S+) -->(.*?)<!-- / -->", number, text)
+        different += [f"{page.relative_to(ROOT)}: {figure} stands in a sentence unmarked" for figure in unmarked(text)]
         if write:
             page.write_text(text)
     return different
@@ -244,8 +299,8 @@ def sweep(groups, path):
     drawn.savefig(path, dpi=130)
 
 
-def groups_of(patterns, most=9):
-    return evaluate.group([d for p in patterns for d in sorted(RESULTS.glob(f"{p}-s[0-9]"))[:most]])
+def groups_of(patterns, seeds=range(5)):
+    return evaluate.group([run.directory for pattern in patterns for run in runs(pattern, seeds)])
 
 
 def main(arguments):
@@ -254,12 +309,12 @@ def main(arguments):
     try:
         if arguments in (["--check"], ["--write"]):
             if arguments == ["--write"]:
-                four = ["fixmatch", "udal", "flexda", "adello"]
-                reliability(groups_of(f"shapes-{m}-reversed-imb50" for m in four), RESULTS.parent / "reliability.png")
+                reliability(groups_of(f"shapes-{m}-reversed-imb50" for m in FOUR), RESULTS.parent / "reliability.png")
                 fig3(groups_of(f"shapes-adello-{s}-imb50" for s in SHIFTS[::-1]), RESULTS.parent / "fig3.png")
-                sweep(groups_of((f"shapes-{m}-{n}-imb50" for m in four for n in SWEEP), 3), RESULTS.parent / "sweep.png")
+                sweep(groups_of((f"shapes-{m}-{n}-imb50" for m in FOUR for n in SWEEP), range(3)),
+                      RESULTS.parent / "sweep.png")
             different = pages(arguments == ["--write"])
-            print("\n".join(different) or "every table stands as the files have it")
+            print("\n".join(different) or "every table and figure stands as the files have it")
             return 1 if different and arguments == ["--check"] else 0
         if len(arguments) < 3 or arguments[0] not in drawings:
             raise ValueError(f"give --write, --check, or {', '.join(drawings)} with a file and runs")

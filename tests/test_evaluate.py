@@ -97,12 +97,12 @@ def test_bad_input_is_refused_with_shape_and_value(logits, labels, match):
         metrics(logits, labels)
 
 
-def made_up_run(directory, dataset="shapes", method="adello", seed=0, accuracy=0.5, **settings):
+def made_up_run(directory, dataset="shapes", method="adello", seed=0, accuracy=0.5, ece=0.1, **settings):
     """The three files of a run, with known numbers."""
     directory.mkdir(parents=True)
     settings = dict(dataset=dataset, method=method, shift="reversed", imb=50.0, imb_u=0.02, steps=100, seed=seed,
                     out=str(directory), lr=0.1) | settings
-    result = dict(balanced_accuracy=accuracy, ece=0.1, mce=0.2, kl_q_qhat=0.03, classes=list("abcd"),
+    result = dict(balanced_accuracy=accuracy, ece=ece, mce=0.2, kl_q_qhat=0.03, classes=list("abcd"),
                   per_class_accuracy=[0.9, 0.6, 0.4, 0.1], p_labeled=[0.4, 0.3, 0.2, 0.1],
                   reliability=[[1 / 15, 0.5, (k + 0.5) / 15] for k in range(15)])
     (directory / "config.json").write_text(json.dumps(settings))

@@ -26,6 +26,24 @@ def test_a_figure_that_the_files_do_not_have_is_found(tmp_path, monkeypatch):
     assert "| adello | 55.0 ± 7.1, 10.0 ± 0.0 | – |" in page.read_text() and pictures.pages(write=False) == []
 
 
+def test_a_figure_without_a_file_is_found():
+    text = ("arXiv 2306.04621: FixMatch ends at 54.3, ADELLO 2 points above, in 4 of 5 pairs, <!-- = x ece -->4.8<!-- / -->\n"
+            "`--imb-u 0.1`\n<!-- table x -->\n| 1.5 |\n<!-- end -->\n| published | 30.2 |\nover 5 seeds, 1,500 steps")
+    assert pictures.unmarked(text) == ["54.3", "2 points", "4 of 5"]
+
+
+def test_pairs_have_the_same_shift_and_seed_and_a_lower_ece_wins(tmp_path, monkeypatch):
+    for method, shift, seed, accuracy, ece in [("a", "reversed", 0, 0.60, 0.10), ("a", "uniform", 0, 0.70, 0.20),
+                                               ("a", "uniform", 1, 0.90, 0.90), ("b", "uniform", 0, 0.61, 0.21),
+                                               ("b", "reversed", 0, 0.58, 0.13)]:
+        made_up_run(tmp_path / f"{method}-{shift}-s{seed}", method=method, shift=shift, seed=seed, accuracy=accuracy,
+                    ece=ece)
+    monkeypatch.setattr(pictures, "RESULTS", tmp_path)
+    assert pictures.figure_of("a-*/b-*", "accuracy") == "+5.5" and pictures.figure_of("a-*/b-*", "ece") == "-2.0"
+    assert pictures.figure_of("a-uniform/b-uniform", "ece-wins") == "1 of 1"
+    assert pictures.figure_of("b-*/a-*", "accuracy-wins") == pictures.figure_of("b-*/a-*", "ece-wins") == "0 of 2"
+
+
 @pytest.mark.parametrize("kind", ["reliability", "fig3", "sweep"])
 def test_pictures_are_drawn(kind, tmp_path):
     pytest.importorskip("matplotlib")

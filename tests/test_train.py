@@ -332,14 +332,15 @@ def test_the_compiled_step_equals_the_eager_one_and_compiles_once():
 def test_each_ablation_undoes_its_detail_and_nothing_else(tmp_path, monkeypatch, capsys):
     small = ["--n1", "20", "--m1", "40", "--imb", "4", "--warmup-steps", "2", *SMALL]
 
-    def ended(variant):
-        for module, name in ((train, "prepare"), (PriorEstimator, "update"), (data, "load"), (data, "split")):
+    def ended(variant, *method):
+        for module, name in ((train, "prepare"), (PriorEstimator, "update"), (data, "load"), (data, "split"),
+                             (data, "shapes")):
             monkeypatch.setattr(module, name, getattr(module, name))
         monkeypatch.setitem(train.METHODS, variant, train.METHODS["adello"])
         monkeypatch.setitem(train.SETTINGS, "method", ("adello", list(train.METHODS), ""))
         out = tmp_path / variant
         run = (train.main(["--out", str(out), *small]) if variant == "adello" else
-               ablations.main([variant, "--out", str(out), *small]))
+               ablations.main([variant, *method, "--out", str(out), *small]))
         monkeypatch.undo()
         images = int(re.search(r"(\d+) unlabeled images", capsys.readouterr().out)[1])
         assert run == 0
@@ -356,7 +357,11 @@ def test_each_ablation_undoes_its_detail_and_nothing_else(tmp_path, monkeypatch,
     images, log = ended("separate-statistics")
     assert images == whole and log[0]["loss_s"] != plain[0]["loss_s"]
     assert log[1]["temperature"] == log[0]["temperature"]
+    images, log = ended("noise0.4", "--method", "fixmatch")
+    assert images == whole and log[0]["loss_s"] != plain[0]["loss_s"] and log[1]["loss_uc"] == 0 < plain[1]["loss_uc"]
 
 
 def test_an_unknown_ablation_is_refused(capsys):
-    assert ablations.main(["nothing"]) == 2 and "error: name a variant" in capsys.readouterr().err
+    assert ablations.main(["nothing"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: argument variant: invalid choice: 'nothing'") and error.count("\n") == 1
