@@ -247,15 +247,18 @@ def label(name):
 
 def reliability(groups, path):
     """Accuracy over confidence, the gap shaded: a calibrated network lies on the diagonal."""
+    from matplotlib.patches import Patch
     drawn, row = figure(len(groups))
+    kinds = {"accuracy": (BLUE, "white"), "overconfident by": ("#F7C9A8", RED), "underconfident by": ("#B5DAF0", BLUE)}
     for axes, (name, found) in zip(row, groups):
         bins = np.array([run.result["reliability"] for run in found])                      # (runs, bins, 3)
         share, width = bins[:, :, 0].sum(0), 1 / bins.shape[1]
         accuracy, confidence = ((bins[:, :, 0] * bins[:, :, k]).sum(0) / np.maximum(share, 1e-9) for k in (1, 2))
         centres, used = (np.arange(len(share)) + 0.5) * width, share > 0
-        axes.bar(centres[used], accuracy[used], width, color=BLUE, edgecolor="white", label="accuracy")
-        axes.bar(centres[used], (confidence - accuracy)[used], width, accuracy[used], color=RED, alpha=0.35,
-                 edgecolor=RED, label="gap to confidence")
+        parts = used, used & (confidence >= accuracy), used & (confidence < accuracy)
+        for those, (fill, edge), gap in zip(parts, kinds.values(), (False, True, True)):
+            height, bottom = (confidence - accuracy, accuracy) if gap else (accuracy, 0 * accuracy)
+            axes.bar(centres[those], height[those], width, bottom[those], color=fill, edgecolor=edge)
         axes.plot([0, 1], [0, 1], "k--", lw=1)
         mean = {k: (share * v).sum() / share.sum() for k, v in (("accuracy", accuracy), ("confidence", confidence))}
         axes.axvline(mean["accuracy"], color=BLUE, lw=1.5)
@@ -263,7 +266,8 @@ def reliability(groups, path):
         axes.set(title=f"{label(name)}, ECE {statistics.mean(percent(found, 'ece')):.1f} %", xlim=(0, 1), ylim=(0, 1),
                  xlabel=f"confidence, mean {100 * mean['confidence']:.0f} %\n(accuracy {100 * mean['accuracy']:.0f} %)")
     row[0].set_ylabel("accuracy")
-    row[0].legend(fontsize=8, loc="upper left")
+    row[0].legend(handles=[Patch(facecolor=fill, edgecolor=edge, label=text) for text, (fill, edge) in kinds.items()],
+                  fontsize=8, loc="upper left")
     drawn.savefig(path, dpi=130)
 
 
