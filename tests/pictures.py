@@ -134,7 +134,8 @@ ABLATIONS = {
         "shapes-separate-statistics-reversed-imb50", "python tests/ablations.py separate-statistics"),
     "U without L": ("shapes-unlabeled-alone-reversed-imb50", "python tests/ablations.py unlabeled-alone"),
     "no EMA": ("shapes-adello-reversed-imb50-ema0", "python train.py --ema 0 --out …"),
-    "Q̂ with momentum 0.9": ("shapes-adello-reversed-imb50-momentum0.9", "python train.py --prior-momentum 0.9 --out …"),
+    "Q̂ with momentum 0.9": ("shapes-adello-reversed-imb50-momentum0.9",
+                            "python train.py --prior-momentum 0.9 --out …"),
     "Q̂ with momentum 0.999": ("shapes-adello-reversed-imb50-momentum0.999",
                               "python train.py --prior-momentum 0.999 --out …"),
     "fp32 in place of bf16": ("shapes-fp32-adello-reversed-imb50", "python train.py --precision fp32 --out …"),
@@ -147,8 +148,9 @@ def ablation_table():
     lines = []
     for name, (pattern, command) in ABLATIONS.items():
         found = runs(pattern, range(3))
-        lines.append([name, evaluate.spread(percent(found, "balanced_accuracy")), evaluate.spread(percent(found, "ece")),
-                      evaluate.spread([run.result["kl_q_qhat"] for run in found], 3), f"`{command}`"])
+        scores = [evaluate.spread(percent(found, key)) for key in ("balanced_accuracy", "ece")]
+        kl = evaluate.spread([run.result["kl_q_qhat"] for run in found], 3)
+        lines.append([name, *scores, kl, f"`{command}`"])
     return markdown(["variant, seeds 0 to 2", "balanced accuracy", "ECE", "KL(Q‖Q̂)", "command"], lines)
 
 
@@ -172,7 +174,8 @@ def speed():
 
 SHAPES, CIFAR = "shapes-{}-{}-imb50", "folder-{}-{}-imb100"
 TABLES = {
-    "short": lambda: by_shift(SHAPES, FOUR, SHIFTS, range(5)), "family": lambda: by_shift(SHAPES, FAMILY, SHIFTS, range(5)),
+    "short": lambda: by_shift(SHAPES, FOUR, SHIFTS, range(5)),
+    "family": lambda: by_shift(SHAPES, FAMILY, SHIFTS, range(5)),
     "others": lambda: by_shift(SHAPES, ["fixmatch", *OTHERS, "adello"], SHIFTS, range(3)),
     "paired": lambda: paired(SHAPES, ["fixmatch", "udal", "flexda", "kd", "oracle"], SHIFTS, range(5)),
     "cifar": lambda: by_shift(CIFAR, FOUR, SHIFTS[::2], range(3)),
@@ -183,18 +186,21 @@ TABLES = {
 def figure_of(pattern, key):
     """A figure of a sentence: the mean over the runs, of RUNS@100 that of seed 100; percent or, of KL, NLL and seconds,
     as it is. Of pairs, A/B: the mean gain in points or, with -wins, in how many of them A is the better one."""
-    if "/" in pattern:
-        name, _, wins = key.replace("accuracy", "balanced_accuracy").partition("-")
-        return gain(pairs(*pattern.split("/")), name)[bool(wins)]
+    name, _, seed = pattern.partition("@")
+    found = pairs(*name.split("/")) if "/" in name else runs(name, [seed] if seed else range(5))
+    if not found:
+        raise ValueError(f"no run in {RESULTS} fits {pattern}")
+    if "/" in name:
+        result, _, wins = key.replace("accuracy", "balanced_accuracy").partition("-")
+        return gain(found, result)[bool(wins)]
     of_run = {
         "accuracy": lambda run: 100 * run.result["balanced_accuracy"], "ece": lambda run: 100 * run.result["ece"],
         "tail": lambda run: 100 * evaluate.thirds(run.result)[2],
         "overconfidence": lambda run: 100 * sum(n * (conf - acc) for n, acc, conf in run.result["reliability"]),
         "kl": lambda run: run.result["kl_q_qhat"], "nll": lambda run: run.result["nll"],
         "seconds": lambda run: run.result["seconds"]}[key]
-    name, _, seed = pattern.partition("@")
     digits = {"kl": 2, "nll": 2, "seconds": 0}.get(key, 1)
-    return f"{statistics.mean(map(of_run, runs(name, [seed] if seed else range(5)))):.{digits}f}"
+    return f"{statistics.mean(map(of_run, found)):.{digits}f}"
 
 
 def unmarked(text):

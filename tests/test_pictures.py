@@ -20,14 +20,25 @@ def test_a_figure_that_the_files_do_not_have_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "PAGES", [page])
     page.write_text("<!-- = shapes-adello-reversed-imb50 accuracy -->55.0<!-- / -->")
     assert pictures.pages(write=False) == []
-    page.write_text("<!-- = shapes-adello-reversed-imb50 accuracy -->55.1<!-- / -->\n<!-- table longer -->\n<!-- end -->")
+    page.write_text("<!-- = shapes-adello-reversed-imb50 accuracy -->55.1<!-- / -->\n"
+                    "<!-- table longer -->\n<!-- end -->")
     found = pictures.pages(write=True)
     assert len(found) == 2 and "accuracy is 55.0, not 55.1" in found[1]
     assert "| adello | 55.0 ± 7.1, 10.0 ± 0.0 | – |" in page.read_text() and pictures.pages(write=False) == []
 
 
+def test_a_figure_of_runs_that_are_not_there_is_an_error_that_names_them(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(pictures, "PAGES", [page])
+    for absent in ("shapes-absent-imb50", "shapes-adello-reversed-imb50/shapes-absent-imb50", "shapes-absent@100"):
+        page.write_text(f"<!-- = {absent} accuracy -->55.0<!-- / -->")
+        assert pictures.main(["--check"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: no run") and absent in error and error.count("\n") == 1
+
+
 def test_a_figure_without_a_file_is_found():
-    text = ("arXiv 2306.04621: FixMatch ends at 54.3, ADELLO 2 points above, in 4 of 5 pairs, <!-- = x ece -->4.8<!-- / -->\n"
+    text = ("arXiv 2306.04621: FixMatch ends at 54.3, ADELLO 2 points above, in 4 of 5 pairs,\n<!-- = x ece -->4.8<!-- / -->\n"
             "`--imb-u 0.1`\n<!-- table x -->\n| 1.5 |\n<!-- end -->\n| published | 30.2 |\nover 5 seeds, 1,500 steps")
     assert pictures.unmarked(text) == ["54.3", "2 points", "4 of 5"]
 
