@@ -38,7 +38,8 @@ def test_a_figure_of_runs_that_are_not_there_is_an_error_that_names_them(tmp_pat
 
 
 def test_a_figure_without_a_file_is_found():
-    text = ("arXiv 2306.04621: FixMatch ends at 54.3, ADELLO 2 points above, in 4 of 5 pairs,\n<!-- = x ece -->4.8<!-- / -->\n"
+    text = ("arXiv 2306.04621: FixMatch ends at 54.3, ADELLO 2 points above, in 4 of 5 pairs,\n"
+            "<!-- = x ece -->4.8<!-- / -->\n"
             "`--imb-u 0.1`\n<!-- table x -->\n| 1.5 |\n<!-- end -->\n| published | 30.2 |\nover 5 seeds, 1,500 steps")
     assert pictures.unmarked(text) == ["54.3", "2 points", "4 of 5"]
 
