@@ -109,8 +109,7 @@ def noise():
     lines = []
     for deviation in ("0.25", "0.3", "0.35", "0.4"):
         for m in ("fixmatch", "adello"):
-            name = {"fixmatch": f"noise{deviation}-fixmatch", "adello": f"noise{deviation}"}[m]
-            name = m if deviation == "0.35" else name
+            name = m if deviation == "0.35" else f"noise{deviation}" + "-fixmatch" * (m == "fixmatch")
             short = [cell(f"shapes-{name}-{shift}-imb50", (100, 101)) for shift in SHIFTS[::2]]
             lines.append([deviation, m, *short, cell(f"shapes-4500-{name}-reversed-imb50", (100,))])
     return markdown(["noise", "seeds 100, 101", *SHIFTS[::2], "reversed, 4,500 steps, seed 100"], lines)
