@@ -5,13 +5,14 @@ semantics. Images are one uint8 tensor (N, 3, H, W); a batch is an index into it
 choice of an image is one row of uniform draws: a batch is a function of (images, draws).
 """
 
+import glob
 import os
 import sys
+import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torchvision import datasets
@@ -19,158 +20,262 @@ from torchvision.transforms.v2 import functional as TF
 
 STATISTICS = {  # mean and standard deviation of the channels, as in the authors' code
     "shapes": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-    "folder": ((0.4811, 0.4575, 0.4079), (0.2604, 0.2532, 0.2682)),  # ImageNet-127's
     "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar100": ((129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255)),
-    "stl10": ((112.4 / 255, 109.1 / 255, 98.6 / 255), (68.4 / 255, 66.6 / 255, 68.5 / 255))}
+    "cifar100": ((0.507058824, 0.486666667, 0.440784314), (0.267450980, 0.256470588, 0.276078431)),
+    "stl10": ((0.440784314, 0.427843137, 0.386666667), (0.268235294, 0.261176471, 0.268627451)),
+    "folder": ((0.4811, 0.4575, 0.4079), (0.2604, 0.2532, 0.2682))}  # ImageNet-127's
+
+
+class Source(NamedTuple):
+    """A data set before the split. Images are uint8 (N, 3, H, W), labels int64 (N,) in 0..K-1."""
+    images: torch.Tensor
+    labels: torch.Tensor
+    test: torch.Tensor
+    test_labels: torch.Tensor
+    classes: list                 # K names
+    extra: torch.Tensor = None    # unlabeled images of unknown class, or None
 
 
 class Data(NamedTuple):
-    """A split data set. Images are (N, 3, H, W) uint8, labels (N,) int64 in 0..K-1."""
+    """A split data set, as above; mean and std: float32 (3, 1, 1), of pixels in [0, 1]."""
     labeled: torch.Tensor
     labels: torch.Tensor
-    unlabeled: torch.Tensor                 # U united with L
-    hidden_labels: Optional[torch.Tensor]   # of `unlabeled`, for analysis only; None = unknown
+    unlabeled: torch.Tensor       # U united with L
+    hidden_labels: torch.Tensor   # of `unlabeled`, for analysis only; None = unknown
     test: torch.Tensor
     test_labels: torch.Tensor
     classes: list
-    mean: tuple                             # of the channels, in [0, 1]
-    std: tuple
+    mean: torch.Tensor
+    std: torch.Tensor
 
 
 def long_tail_counts(head, imb, num_classes):
-    """Images per class, N_k = int(N_1 gamma^(-k/(K-1))), the last one int(N_1 / gamma).
+    """Images per class, N_k = int(N_1 gamma^(-k/(K-1))), whole where only rounding denies it.
 
     head: N_1 >= 1; imb: gamma >= 1 falls from class 0 on, below 1 is the reversed order of 1/gamma;
     num_classes: K >= 2. Returns K ints. ValueError outside these ranges.
     """
-    if not (num_classes > 1 and head > 0 and 0 < imb < float("inf")):
+    if not (num_classes > 1 and head > 0 and imb > 0):
         raise ValueError(f"no counts for {num_classes} classes, head {head}, imbalance {imb}")
     gamma = max(imb, 1 / imb)
-    counts = [int(head * gamma ** (-k / (num_classes - 1))) for k in range(num_classes - 1)]
-    counts.append(int(head / gamma + 1e-9))  # 1 / (1/50) is 50 only up to rounding
+    counts = [int(head * gamma ** (-k / (num_classes - 1)) + 1e-9) for k in range(num_classes)]
     return counts if imb >= 1 else counts[::-1]
 
 
-def split(labels, labeled_counts, unlabeled_counts, seed):
+def split(labels, labeled_counts, unlabeled_counts, seed, classes=None):
     """Draw labeled images per class, then unlabeled ones from the rest, without overlap.
 
-    labels: (N,) int64; the counts: K ints each. Returns two index tensors, ascending. Raises
-    ValueError, naming a class, when it has too few images or no labeled one.
+    labels: int64 (N,); the counts: K ints each; classes: K names, for the error. Returns two index
+    tensors, ascending. ValueError when a class has too few images or no labeled one.
     """
-    generator, labeled, unlabeled = torch.Generator().manual_seed(seed), [], []
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
     for k, (n, m) in enumerate(zip(labeled_counts, unlabeled_counts, strict=True)):
         index = (labels == k).nonzero().squeeze(1)
         if n < 1 or n + m > len(index):
-            raise ValueError(f"class {k} has {len(index)} images, not enough for {n} (at least 1) "
-                             f"labeled, {m} unlabeled; see --n1, --m1, --imb, --labeled-fraction")
+            raise ValueError(f"class {classes[k] if classes else k} has {len(index)} images, not "
+                             f"enough for {n} (at least 1) labeled, {m} unlabeled; see --n1, --m1, "
+                             "--imb, --labeled-fraction")
         index = index[torch.randperm(len(index), generator=generator)]
-        labeled.append(index[:n])
-        unlabeled.append(index[n:n + m])
-    return torch.cat(labeled).sort().values, torch.cat(unlabeled).sort().values
+        drawn.append(index[:n + m].split([n, m]))
+    return [torch.cat(parts).sort().values for parts in zip(*drawn)]
+
+
+def cut(source, n1, m1, imb, imb_u, labeled_fraction, seed):
+    """Choose the labeled and the unlabeled images: two index tensors of source.images.
+
+    n1, m1, imb, imb_u: head counts and gammas of the two sets. Without n1, this labeled_fraction of
+    every class is labeled (None: all of it) and the rest is not.
+    """
+    K = len(source.classes)
+    if n1:
+        labeled_counts = long_tail_counts(n1, imb, K)
+        unlabeled_counts = [0] * K
+        if m1 and source.extra is None:
+            unlabeled_counts = long_tail_counts(m1, imb_u, K)
+    else:
+        held = torch.bincount(source.labels, minlength=K).tolist()
+        labeled_counts = [int((labeled_fraction or 1) * n + 1e-9) for n in held]
+        unlabeled_counts = [n - m for n, m in zip(held, labeled_counts)]
+    return split(source.labels, labeled_counts, unlabeled_counts, seed, source.classes)
 
 
 def load(dataset, data_dir="data", n1=None, m1=None, imb=1.0, imb_u=1.0, labeled_fraction=None,
          image_size=32, seed=0):
-    """Load a data set and split it: `shapes`, `cifar10`, `cifar100`, `stl10` or `folder`.
+    """Read a data set and cut it; arguments as of `read` and `cut`. Returns Data on the CPU.
 
-    n1, m1, imb, imb_u: head counts and gammas of labeled and unlabeled set; labeled_fraction: label
-    this share of every class instead, the rest is unlabeled. STL-10's unlabeled images, or those
-    in a folder's `unlabeled/`, take the place of drawn ones, and all training images join them.
+    Images of unknown class (STL-10's, or those in a folder's `unlabeled/`) take the place of drawn
+    ones; all training images join them, and there are no hidden labels.
     """
-    if dataset == "shapes":
-        source = shapes(1000, 0, image_size), shapes(200, 1, image_size), list(SHAPES), None
-    else:
-        read = folder if dataset == "folder" else published
-        source = read(dataset, Path(data_dir), image_size)
-    (images, labels), test, classes, extra = source
-    K, held = len(classes), torch.bincount(labels, minlength=len(classes)).tolist()
-    if labeled_fraction is not None:
-        labeled_counts = [int(labeled_fraction * n) for n in held]
-        unlabeled_counts = [n - m for n, m in zip(held, labeled_counts)]
-    else:
-        labeled_counts = long_tail_counts(n1, imb, K) if n1 else held
-        unlabeled_counts = long_tail_counts(m1, imb_u, K) if m1 and extra is None else [0] * K
-    labeled, unlabeled = split(labels, labeled_counts, unlabeled_counts, seed)
+    source = read(dataset, data_dir, image_size)
+    labeled, unlabeled = cut(source, n1, m1, imb, imb_u, labeled_fraction, seed)
     union = torch.cat([labeled, unlabeled]).sort().values
-    everything, hidden_labels = images[union], labels[union]
-    if extra is not None:
-        everything, hidden_labels = torch.cat([extra, images]), None
-    return Data(images[labeled], labels[labeled], everything, hidden_labels, *test, classes,
-                *STATISTICS[dataset])
+    pool = source.images[union]
+    hidden_labels = source.labels[union]
+    if source.extra is not None:
+        pool = torch.cat([source.extra, source.images])
+        hidden_labels = None
+    mean, std = torch.tensor(STATISTICS[dataset]).view(2, 3, 1, 1)
+    return Data(source.images[labeled], source.labels[labeled], pool, hidden_labels,
+                source.test, source.test_labels, source.classes, mean, std)
 
 
-def published(dataset, root, size):
-    """CIFAR-10/100 and STL-10 through torchvision, downloaded and checked unless already there."""
-    name, parts = dataset.upper(), [{"train": True}, {"train": False}]
-    if name == "STL10":
-        parts = [{"split": "train"}, {"split": "test"}, {"split": "unlabeled"}]
+def place(sets, device):
+    """Move a data set to the device, but for test_labels: metrics are computed on the CPU.
+
+    Unlabeled images beyond half of a GPU's free memory stay on the host, pinned.
+    """
+    stay = {"test_labels": sets.test_labels}
+    if device.type == "cuda" and sets.unlabeled.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        stay["unlabeled"] = sets.unlabeled.pin_memory()
+    moved = {name: part.to(device) for name, part in sets._asdict().items()
+             if torch.is_tensor(part) and name not in stay}
+    return sets._replace(**stay, **moved)
+
+
+def fingerprint(sets):
+    """What tells a data set from another: class names, counts, a checksum of pixels and labels."""
+    checksum = 0
+    for part in filter(torch.is_tensor, sets):
+        checksum = zlib.crc32(part.contiguous().numpy(), checksum)
+    return {"classes": sets.classes, "labeled": len(sets.labeled),
+            "unlabeled": len(sets.unlabeled), "test": len(sets.test), "checksum": checksum}
+
+
+def read(dataset, data_dir="data", image_size=32):
+    """Read `shapes`, `cifar10`, `cifar100`, `stl10` or `folder`. Returns Source or ValueError."""
+    if dataset == "shapes":
+        return Source(*shapes(1000, 0, image_size), *shapes(200, 1, image_size), list(SHAPES))
+    faults = OSError if dataset == "folder" else (OSError, EOFError, RuntimeError)  # torchvision's
     try:
-        sets = [getattr(datasets, name)(root, download=True, **part) for part in parts]
-    except (OSError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{dataset} is not whole in {root} and could not be downloaded ({error}); "
-                         f"put torchvision's files there, or see --data-dir") from None
-    loaded = []
-    for part in sets:
-        pixels = part.data if name == "STL10" else part.data.transpose(0, 3, 1, 2)
-        chunks = torch.from_numpy(np.ascontiguousarray(pixels)).split(1000)
-        labels = torch.tensor(part.labels if name == "STL10" else part.targets).long()
-        loaded.append((torch.cat([TF.resize(c, [size, size]) for c in chunks]), labels))
-    train, test, unlabeled = (*loaded, (None, None))[:3]
-    return train, test, list(sets[0].classes), unlabeled[0]
+        if dataset == "folder":
+            return folder(data_dir, image_size)
+        if dataset == "stl10":
+            return stl10(data_dir, image_size)
+        return cifar(getattr(datasets, dataset.upper()), data_dir, image_size)
+    except faults as error:
+        raise ValueError(f"{dataset} is not whole in {data_dir} ({error}); put its files there, or "
+                         "see --data-dir") from None
 
 
-def folder(_, root, size):
-    """Images from `train/<class>/*`, `test/<class>/*` and, if it is there, `unlabeled/*`."""
-    if not (root / "train").is_dir() or not (root / "test").is_dir():
-        raise ValueError(f"--data-dir {root} must hold train/<class>/* and test/<class>/*")
-    train, test = (datasets.ImageFolder(root / p, allow_empty=True) for p in ("train", "test"))
-    if train.classes != test.classes or len(train.classes) < 2 or not test.samples:
-        odd = sorted({*train.classes} ^ {*test.classes})
-        raise ValueError(f"{root}/train and {root}/test must hold the same classes, two at "
-                         f"least, and images; in one of them only: {odd[:10]}")
-    others = sorted(path for path in root.glob("unlabeled/**/*")
-                    if datasets.folder.is_image_file(path.name))
-    images = decode([path for path, _ in train.samples + test.samples] + others, size)
-    parts = images.split([len(train), len(test), len(others)])
-    labels = (torch.tensor(part.targets, dtype=torch.int64) for part in (train, test))
-    return *zip(parts, labels), train.classes, parts[2] if others else None
+def cifar(kind, root, size):
+    """torchvision's CIFAR10 or CIFAR100, downloaded and checked unless it is there already."""
+    arrays = []
+    for train in (True, False):
+        part = kind(root, train, download=True)
+        arrays += [resize(part.data.transpose(0, 3, 1, 2), size), torch.tensor(part.targets)]
+    return Source(*arrays, part.classes)
 
 
-def decode(paths, size):
-    """Image files to (N, 3, size, size) uint8, in parallel: RGB, a central square, bicubic."""
-    images, bad = np.empty((len(paths), size, size, 3), np.uint8), []
+def stl10(root, size):
+    """STL-10, downloaded and checked likewise. Its unlabeled images are of unknown class."""
+    arrays = []
+    for name in ("train", "test", "unlabeled"):
+        part = datasets.STL10(root, name, download=True)
+        arrays += [resize(part.data, size), torch.tensor(part.labels).long()]
+    return Source(*arrays[:4], part.classes, arrays[4])
+
+
+def resize(pixels, size):
+    """Array (N, 3, H, W) to tensor (N, 3, size, size), in chunks: STL-10 at 96x96 is 2.8 GB."""
+    chunks = torch.from_numpy(pixels).split(1000)
+    return torch.cat([TF.resize(chunk.contiguous(), [size, size]) for chunk in chunks])
+
+
+def folder(root, size):
+    """Images in `train/<class>/*`, `test/<class>/*` and, if it is there, `unlabeled/*`."""
+    classes, others = (sorted(name[:-1] for name in glob.glob("*/", root_dir=f"{root}/{part}"))
+                       for part in ("train", "test"))
+    if classes != others or len(classes) < 2:
+        raise ValueError(f"--data-dir must hold {root}/train/<class>/* and test/<class>/*, the "
+                         "same classes, two at least; in one of them only: "
+                         f"{sorted({*classes} ^ {*others})[:10]}")
+    arrays = []
+    for part in ("train", "test"):
+        found = [listing(f"{root}/{part}/{name}") for name in classes]
+        paths = [path for one_class in found for path in one_class]
+        labels = [k for k, one_class in enumerate(found) for _ in one_class]
+        arrays += [decode(paths, size, f"{root}/{part}"), torch.tensor(labels)]
+    extra = None
+    if os.path.lexists(f"{root}/unlabeled"):
+        extra = decode(listing(f"{root}/unlabeled"), size, f"{root}/unlabeled")
+    return Source(*arrays, classes, extra)
+
+
+def listing(root):
+    """Images in a folder and below, by folder and name. ValueError for a link that could loop."""
+    paths = []
+    for entry in os.scandir(root):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if entry.is_symlink():
+                raise ValueError(f"{entry.path} is a link to a folder; put the folder itself there")
+            paths += listing(entry.path)
+        elif datasets.folder.is_image_file(entry.name):
+            paths.append(entry.path)
+    return sorted(paths, key=os.path.split)
+
+
+def decode(paths, size, root):
+    """Image files below root to uint8 (N, 3, size, size). ValueError names what is unreadable."""
+    if not paths:
+        raise ValueError(f"{root} holds no jpg, png, bmp, webp, tiff or ppm image")
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
     def one(i):
         try:
-            with Image.open(paths[i]) as image:
-                if image.mode.startswith("I"):  # 16-bit grey: Pillow's conversion would clip
-                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-                images[i] = ImageOps.fit(image.convert("RGB"), (size, size))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            bad.append(f"{paths[i]} ({error})")
+            images[i] = TF.pil_to_tensor(square(paths[i], size))
+        except Exception as error:  # a decoder raises anything for a damaged file
+            return f"{paths[i]} ({error!r})"
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, _ in enumerate(pool.map(one, range(len(paths)))):
-            if i % 1000 == 0 and sys.stderr.isatty():
-                print(f"decoding {i}/{len(paths)} images", end="\r", file=sys.stderr)
+    bad = []
+    begun = shown = time.monotonic()
+    pause = 5 if sys.stderr.isatty() else 60
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for start in range(0, len(paths), 256):
+            done = min(start + 256, len(paths))
+            bad += filter(None, pool.map(one, range(start, done)))  # Ctrl-C cancels the rest
+            now = time.monotonic()
+            if now - shown > pause:
+                shown = now
+                left = (now - begun) * (len(paths) / done - 1)
+                print(f"{root}: {done} of {len(paths)} images, {left:.0f} s left", file=sys.stderr)
     if bad:
-        raise ValueError(f"{len(bad)} unreadable images: " + "; ".join(sorted(bad)[:10]))
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        raise ValueError(f"{len(bad)} unreadable images: " + "; ".join(bad[:10]))
+    return images
 
 
-SHAPES = {  # signed distances on the plane, negative inside; x, y in units of the figure's radius
+def square(path, size):
+    """One image file as RGB: turned as its EXIF says, on white where transparent, central square.
+
+    16-bit grey keeps its high byte. Raises whatever Pillow raises; ValueError for 32-bit pixels.
+    """
+    if not os.path.isfile(path):
+        raise ValueError("not a regular file")
+    with Image.open(path, formats=["JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM"]) as image:
+        if f"{image.format} {image.mode}" in ("TIFF I", "TIFF F", "PPM F"):
+            raise ValueError("pixels of 32 bits have no known range; save 8 or 16")
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I"):
+            image = image.convert("I").point(lambda value: value / 256)  # convert alone would clip
+        if image.has_transparency_data:
+            ground = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(ground, image.convert("RGBA"))
+        return ImageOps.fit(image.convert("RGB"), (size, size))  # bicubic
+
+
+SHAPES = {  # signed distances on the plane, negative inside; x: right, y: down, 1 is the radius
     "disc": lambda x, y: x.hypot(y) - 1,
     "ring": lambda x, y: (x.hypot(y) - 0.75).abs() - 0.25,
-    "square": lambda x, y: torch.maximum(x.abs(), y.abs()) - 0.85,
-    "frame": lambda x, y: (torch.maximum(x.abs(), y.abs()) - 0.65).abs() - 0.2,
-    "triangle": lambda x, y: torch.maximum(0.87 * x.abs() + 0.5 * y, -y) - 0.5,
-    "plus": lambda x, y: torch.maximum(torch.minimum(x.abs(), y.abs()) - 0.3,
-                                       torch.maximum(x.abs(), y.abs()) - 1),
+    "square": lambda x, y: x.abs().maximum(y.abs()) - 0.85,
+    "frame": lambda x, y: (x.abs().maximum(y.abs()) - 0.65).abs() - 0.2,
+    "triangle": lambda x, y: (0.87 * x.abs() + 0.5 * y).maximum(-y) - 0.5,
+    "plus": lambda x, y: (x.abs().minimum(y.abs()) - 0.3).maximum(x.abs().maximum(y.abs()) - 1),
     "cross": lambda x, y: SHAPES["plus"](0.71 * (x + y), 0.71 * (x - y)),
     "diamond": lambda x, y: 0.71 * (x.abs() + y.abs() - 1),
-    "crescent": lambda x, y: torch.maximum(x.hypot(y) - 1, 0.8 - (x - 0.5).hypot(y)),
-    "bar": lambda x, y: torch.maximum(x.abs() - 1, y.abs() - 0.3)}
+    "crescent": lambda x, y: (x.hypot(y) - 1).maximum(0.8 - (x - 0.5).hypot(y)),
+    "bar": lambda x, y: (x.abs() - 1).maximum(y.abs() - 0.3)}
 
 
 def shapes(per_class, seed, size=16, noise=0.35):
@@ -178,36 +283,41 @@ def shapes(per_class, seed, size=16, noise=0.35):
 
     noise: standard deviation, of 1. Returns images (10 per_class, 3, size, size) uint8 and labels.
     """
-    random, images = torch.Generator().manual_seed(seed), []
-    axis = (torch.arange(size) + 0.5) * 2 / size - 1
+    random = torch.Generator().manual_seed(seed)
+    axis = (torch.arange(size) + 0.5) * 2 / size - 1          # centres of the pixels, -1..1
+    images = []
     for distance in SHAPES.values():
-        u = torch.rand(per_class, 10, 1, 1, generator=random)
-        x, y = axis - 0.6 * (u[:, 0] - 0.5), axis[:, None] - 0.6 * (u[:, 1] - 0.5)
-        radius, angle = 0.4 + 0.4 * u[:, 2], 0.8 * (u[:, 3] - 0.5)
-        cos, sin = angle.cos(), angle.sin()
-        x, y = (x * cos + y * sin) / radius, (y * cos - x * sin) / radius
-        cover = (0.5 - distance(x, y) * radius * size / 2).clamp(0, 1)[:, None]
-        image = 0.5 * u[:, 4:7] + cover * (0.5 + 0.5 * u[:, 7:10] - 0.5 * u[:, 4:7])
-        images.append(image + noise * torch.randn(per_class, 3, size, size, generator=random))
+        draws = torch.rand(per_class, 10, 1, 1, generator=random)
+        x, y, radius, angle, ground, figure = draws.split([1, 1, 1, 1, 3, 3], dim=1)
+        right = axis - 0.6 * (x - 0.5)
+        down = axis[:, None] - 0.6 * (y - 0.5)
+        radius = 0.4 + 0.4 * radius
+        angle = 0.8 * (angle - 0.5)
+        x = (right * angle.cos() + down * angle.sin()) / radius
+        y = (down * angle.cos() - right * angle.sin()) / radius
+        cover = (0.5 - distance(x, y) * radius * size / 2).clamp(0, 1)
+        image = (ground + cover * (1 + figure - ground)) / 2  # (per_class, 3, size, size)
+        images.append(image + noise * torch.randn(image.shape, generator=random))
     images = (torch.cat(images) * 255).round().clamp(0, 255).to(torch.uint8)
     return images, torch.arange(len(SHAPES)).repeat_interleave(per_class)
 
 
 def normalize(images, mean, std):
-    """uint8 images (N, 3, H, W) to float32 of mean 0 and deviation 1; mean, std: 3 in [0, 1]."""
-    return TF.normalize(images.float() / 255, list(mean), list(std))
+    """(x / 255 - mean) / std: uint8 (N, 3, H, W) to float32; mean, std: (3, 1, 1) for [0, 1]."""
+    return (images.float() / 255 - mean) / std
 
 
-def weak(images, generator=None, draws=None):
-    """Weak view of (N, 3, H, W) uint8: pad an eighth by reflection, crop, flip; draws: (N, 3)."""
-    size, pad, device = images.shape[-1], images.shape[-1] // 8, images.device
-    if draws is None:
-        draws = torch.rand(len(images), 3, generator=generator, device=device)
-    offset = (draws[:, :2] * (2 * pad + 1)).long() - pad
-    rows, columns = (torch.arange(size, device=device) + o for o in offset.split(1, dim=1))
-    columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)           # (N, W)
-    rows, columns = (size - 1 - (size - 1 - i.abs()).abs() for i in (rows, columns))  # reflection
-    return pick(images, rows[:, None, :, None], columns[:, None, None, :])
+def weak(images, draws):
+    """Weak view: pad an eighth by reflection, crop, flip. images: (N, 3, H, W); draws: (N, 3)."""
+    vertical, horizontal, flip = draws[..., None, None, None].unbind(dim=1)       # (N, 1, 1, 1)
+    size = images.shape[-1]
+    pad = size // 8
+    axis = torch.arange(size, device=images.device)
+    # the pixel at each place of the padded axis: 4 3 2 1 0 1 2 3 4 5 ...
+    padded = torch.nn.functional.pad(axis.float()[None], (pad, pad), mode="reflect")[0].long()
+    rows = padded[axis[:, None] + (vertical * (2 * pad + 1)).long()]              # (N, 1, H, 1)
+    columns = padded[axis + (horizontal * (2 * pad + 1)).long()]                  # (N, 1, 1, W)
+    return pick(images, rows, torch.where(flip < 0.5, columns.flip(3), columns))
 
 
 def pick(images, rows, columns):
@@ -216,27 +326,31 @@ def pick(images, rows, columns):
     return images.flatten(2).gather(2, index).view_as(images)
 
 
-def affine(images, a, b, c, d, e, f):
-    """Pixel (x, y) becomes that at (a x + b y + c, d x + e y + f), nearest neighbour, black fill.
+def affine(images, a=1, b=0, c=0, d=0, e=1, f=0):
+    """Pixel (x, y) becomes that at (a x + b y + c W, d x + e y + f W), nearest, black outside.
 
     Coefficients: numbers or float64 (N, 1, 1, 1). 16.16 fixed point at pixel centres, as in PIL.
     """
-    def source(p, q, r):
-        p, q, r = ((65536 * t + 0.5) // 1 for t in (p, q, r + (p + q) / 2))
-        return ((p * x + q * x[:, None] + r) / 65536).floor().long()
-
     size = images.shape[-1]
-    x = torch.arange(size, dtype=torch.float64, device=images.device)
-    column, row = source(a, b, c), source(d, e, f)
-    inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
-    return pick(images, row.clamp(0, size - 1), column.clamp(0, size - 1)) * inside
+    axis = torch.arange(size, dtype=torch.float64, device=images.device)
+
+    def source(p, q, r):
+        p, q, r = ((65536 * t + 0.5) // 1 for t in (p, q, size * r + (p + q) / 2))
+        return (p * axis + q * axis[:, None] + r).long() >> 16                    # (N, 1, H, W)
+
+    column = source(a, b, c)
+    row = source(d, e, f)
+    columns = column.clamp(0, size - 1)
+    rows = row.clamp(0, size - 1)
+    return pick(images, rows, columns) * ((rows == row) & (columns == column))
 
 
 def rotate(images, degrees):
     """Turn counter-clockwise about the centre."""
-    angle, centre = torch.deg2rad(degrees.double()), images.shape[-1] / 2
-    cos, sin = angle.cos(), angle.sin()
-    return affine(images, cos, -sin, centre * (1 - cos + sin), sin, cos, centre * (1 - cos - sin))
+    angle = torch.deg2rad(degrees.double())
+    cos = angle.cos()
+    sin = angle.sin()
+    return affine(images, cos, -sin, (1 - cos + sin) / 2, sin, cos, (1 - cos - sin) / 2)
 
 
 def blend(degenerate, images, factor):
@@ -253,65 +367,78 @@ def grey(images):
 def sharpness(images, factor):
     """Blend with PIL's SMOOTH: (the 3x3 sum + 4 centres) / 13, rounded; borders stay."""
     x = images.float()
-    inner, sums = x[..., 1:-1, 1:-1], x[..., :-2] + x[..., 1:-1] + x[..., 2:]
-    total = sums[..., :-2, :] + sums[..., 1:-1, :] + sums[..., 2:, :] + 4 * inner
-    x[..., 1:-1, 1:-1] = (total / 13).round()  # thirteenths are never halves
+    rows = x + x.roll(1, 2) + x.roll(-1, 2)
+    total = rows + rows.roll(1, 3) + rows.roll(-1, 3) + 4 * x
+    x[..., 1:-1, 1:-1] = (total / 13).round()[..., 1:-1, 1:-1]  # thirteenths are never halves
     return blend(x, images, factor)
 
 
 OPERATIONS = {  # name: (function of images and magnitudes v (n, 1, 1, 1), lowest v, highest v)
-    "AutoContrast": (lambda x, v: TF.autocontrast(x), 0, 1),
-    "Brightness": (lambda x, v: blend(torch.zeros_like(x), x, v), 0.05, 0.95),
+    "AutoContrast": (lambda x, v: TF.autocontrast_image(x), 0, 1),
+    "Brightness": (lambda x, v: blend(0, x, v), 0.05, 0.95),
     "Color": (lambda x, v: blend(grey(x), x, v), 0.05, 0.95),
     "Contrast": (lambda x, v: blend((grey(x).double().mean((1, 2, 3), True) + 0.5).int(), x, v),
                  0.05, 0.95),
-    "Equalize": (lambda x, v: TF.equalize(x), 0, 1),
+    "Equalize": (lambda x, v: TF.equalize_image(x), 0, 1),
     "Identity": (lambda x, v: x, 0, 1),
     "Posterize": (lambda x, v: x & (256 - 2 ** (8 - v.int())).to(torch.uint8), 4, 8),
     "Sharpness": (sharpness, 0.05, 0.95),
     "Solarize": (lambda x, v: torch.where(x < v, x, 255 - x), 0, 256),
     "Rotate": (rotate, -30, 30),
-    "ShearX": (lambda x, v: affine(x, 1, v.double(), 0, 0, 1, 0), -0.3, 0.3),
-    "ShearY": (lambda x, v: affine(x, 1, 0, 0, v.double(), 1, 0), -0.3, 0.3),
-    "TranslateX": (lambda x, v: affine(x, 1, 0, v.double() * x.shape[-1], 0, 1, 0), -0.3, 0.3),
-    "TranslateY": (lambda x, v: affine(x, 1, 0, 0, 0, 1, v.double() * x.shape[-1]), -0.3, 0.3)}
+    "ShearX": (lambda x, v: affine(x, b=v.double()), -0.3, 0.3),
+    "ShearY": (lambda x, v: affine(x, d=v.double()), -0.3, 0.3),
+    "TranslateX": (lambda x, v: affine(x, c=v.double()), -0.3, 0.3),
+    "TranslateY": (lambda x, v: affine(x, f=v.double()), -0.3, 0.3)}
 
 
 def random_operation(images, choice, level):
     """One of the fourteen operations for each image, at level 0..1 of its range; both (N,)."""
     number = (choice * len(OPERATIONS)).long()
-    spans = [(low, high - low) for _, low, high in OPERATIONS.values()]
-    low, span = torch.tensor(spans, device=images.device)[number].unbind(1)
-    v = (low + span * level).view(-1, 1, 1, 1)
-    if images.is_cuda or torch.compiler.is_compiling():  # each for all, as it cannot ask how many
-        result = images
-        for k, (operation, _, _) in enumerate(OPERATIONS.values()):
-            result = torch.where((number == k).view(-1, 1, 1, 1), operation(images, v), result)
-        return result
-    order, counts = number.argsort(), torch.bincount(number, minlength=len(OPERATIONS)).tolist()
-    groups = zip(OPERATIONS.values(), images.index_select(0, order).split(counts),
-                 v[order].split(counts))
-    done = [operation(mine, w) for (operation, _, _), mine, w in groups if len(mine)]
-    return torch.cat([images[:0], *done]).index_select(0, order.argsort())
+    level = level.view(-1, 1, 1, 1)
+    if images.is_cuda or torch.compiler.is_compiling():
+        return each_for_all(images, number, level)
+    return each_for_its_group(images, number, level)
+
+
+def each_for_its_group(images, number, level):
+    """Sort the images by operation, apply each to its own, and sort them back. Fast on a CPU."""
+    order = number.argsort()
+    sizes = torch.bincount(number, minlength=len(OPERATIONS)).tolist()
+    groups = images.index_select(0, order).split(sizes)
+    levels = level[order].split(sizes)
+    views = [operation(group, low + (high - low) * part)
+             for (operation, low, high), group, part in zip(OPERATIONS.values(), groups, levels)]
+    return torch.cat(views).index_select(0, order.argsort())
+
+
+def each_for_all(images, number, level):
+    """Apply each operation to all images, keep its own: no size of a group has to be known."""
+    result = images
+    for k, (operation, low, high) in enumerate(OPERATIONS.values()):
+        views = operation(images, low + (high - low) * level)
+        result = torch.where((number == k).view(-1, 1, 1, 1), views, result)
+    return result
 
 
 def cutout(images, draws):
     """Fill a square of side U(0, 0.5) W about a uniform centre, by PIL's rule; draws: (N, 3)."""
     size = images.shape[-1]
-    side, centre = draws[:, :1] * size / 2, draws[:, 1:] * size
-    left, top = (centre - side / 2).clamp(min=0).floor().split(1, dim=1)          # (N, 1) each
+    side, x, y = (size * draws[..., None, None, None]).unbind(dim=1)              # (N, 1, 1, 1)
     axis = torch.arange(size, device=images.device)
-    column, row = (axis >= left) & (axis <= left + side), (axis >= top) & (axis <= top + side)
-    hole = (row[:, None, :, None] & column[:, None, None, :]).to(torch.uint8)     # (N, 1, H, W)
+
+    def inside(axis, centre):
+        first = (centre - side / 4).clamp(min=0).floor()
+        return (axis >= first) & (axis <= first + side / 2)
+
+    hole = (inside(axis[:, None], y) & inside(axis, x)).to(torch.uint8)           # (N, 1, H, W)
     fill = torch.cat([value * hole for value in (125, 123, 114)], dim=1)          # (N, 3, H, W)
     return images * (1 - hole) + fill  # arithmetic, which is vectorised; torch.where is not
 
 
-def strong(images, generator=None, draws=None):
-    """Strong view of (N, 3, H, W) uint8: weak, three random operations, Cutout; draws: (N, 12)."""
-    if draws is None:
-        draws = torch.rand(len(images), 12, generator=generator, device=images.device)
-    views = weak(images, draws=draws[:, :3])
-    for first in (3, 5, 7):
-        views = random_operation(views, draws[:, first], draws[:, first + 1])
-    return cutout(views, draws[:, 9:])
+def strong(images, draws):
+    """Strong view: weak, three random operations, Cutout. images: (N, 3, H, W); draws: (N, 12)."""
+    crop, operations, hole = draws.split([3, 6, 3], dim=1)
+    views = weak(images, crop)
+    for choice, level in operations.T.split(2):                                    # (N,) each
+        views = random_operation(views, choice, level)
+    return cutout(views, hole)

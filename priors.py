@@ -10,7 +10,7 @@ import torch
 def alpha_schedule(step, total_steps, alpha_min=0.1, d=2.0):
     """How much of Qhat is left in the target, alpha_t = 1 - (1 - alpha_min) (t / T_max)^d.
 
-    step: 0 .. total_steps; alpha_min: in [0, 1]; d: > 0, 1 is linear, 2 the paper's quadratic.
+    step: t, 0 .. total_steps; alpha_min: in [0, 1]; d: > 0, 1 is linear, 2 the paper's quadratic.
     Returns a float in [alpha_min, 1].
     """
     return 1.0 - (1.0 - alpha_min) * (step / total_steps) ** d
@@ -19,7 +19,7 @@ def alpha_schedule(step, total_steps, alpha_min=0.1, d=2.0):
 def smooth(q, alpha):
     """FlexDA's target prior, Q_alpha(y) = Q(y)^alpha / sum_j Q(j)^alpha.
 
-    q: (K,) prior; alpha: number or 0-d tensor, 1 keeps q and 0 gives the uniform prior; -> (K,).
+    q: (K,) prior; alpha: 1 keeps q, 0 gives the uniform prior. Returns (K,), sums to 1.
     """
     powered = q ** alpha
     return powered / powered.sum()
@@ -39,8 +39,12 @@ def uniform(num_classes, device=None, dtype=None):
 
 
 def imbalance_temperature(q_hat):
-    """CCR's temperature, T = exp( KL(P_bal || Qhat) ): 1 at a uniform Qhat, above it otherwise."""
-    return kl_divergence(uniform(len(q_hat), q_hat.device, q_hat.dtype), q_hat).exp()
+    """CCR's temperature, T = exp( KL(P_bal || Qhat) ): 1 at a uniform Qhat, above it otherwise.
+
+    q_hat: (K,) prior. Returns a scalar tensor >= 1.
+    """
+    p_balanced = uniform(len(q_hat), q_hat.device, q_hat.dtype)
+    return kl_divergence(p_balanced, q_hat).exp()
 
 
 class PriorEstimator(torch.nn.Module):
@@ -48,8 +52,8 @@ class PriorEstimator(torch.nn.Module):
 
         Qhat_0 = 1/K,    Qhat <- m Qhat + (1 - m) mean_u p(u)
 
-    num_classes: K; momentum: m in [0, 1). Buffers, so that state_dict and device are PyTorch's:
-    `.q_hat` (K,); `.temperature`, CCR's T, 1 until it is read; `.ccr`, whether CCR has started.
+    num_classes: K; momentum: m in [0, 1). Buffers, which a checkpoint carries: `.q_hat` (K,) and
+    `.temperature`, CCR's T, 1 until it is computed.
     """
 
     def __init__(self, num_classes, momentum=0.999, device=None):
@@ -57,16 +61,13 @@ class PriorEstimator(torch.nn.Module):
         self.momentum = momentum
         self.register_buffer("q_hat", uniform(num_classes, device))
         self.register_buffer("temperature", torch.ones((), device=device))
-        self.register_buffer("ccr", torch.zeros((), dtype=torch.bool, device=device))
 
     @torch.no_grad()
-    def update(self, probs, ccr=False):
-        """Take in a step's weak predictions; T is read in the first CCR step, then frozen.
+    def update(self, probs, first_ccr_step=False):
+        """Take in a step's weak predictions; in the first CCR step, compute T from the new Qhat.
 
-        probs: (N, K), rows sum to 1; ccr: bool or 0-d bool tensor, whether this step uses CCR.
+        probs: (N, K), rows sum to 1; first_ccr_step: True once in a training, so T stays fixed.
         """
-        self.q_hat.mul_(self.momentum).add_(probs.mean(0), alpha=1.0 - self.momentum)
-        first = ccr & ~self.ccr
-        now = imbalance_temperature(self.q_hat)  # of the Qhat that has taken in this step's p(u)
-        self.temperature.copy_(torch.where(first, now, self.temperature))
-        self.ccr.logical_or_(first)
+        self.q_hat.mul_(self.momentum).add_(probs.mean(dim=0), alpha=1.0 - self.momentum)
+        if first_ccr_step:
+            self.temperature.copy_(imbalance_temperature(self.q_hat))

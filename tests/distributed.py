@@ -2,10 +2,16 @@
 
     torchrun --nproc-per-node=2 tests/distributed.py --dataset cifar10     # further options are train.py's
 
-Gradients, Qhat and the logged losses are means over all processes, batch-norm is synchronised on CUDA, and
-one process writes the files. A signal ends all processes; the last checkpoint continues.
+Gradients, Qhat and the logged losses are means over all processes; process 0 writes the files. Batch-norm is
+synchronised on CUDA, where nothing is compiled for its sake; on CPUs each process normalises its own part. Whatever
+ends one process ends all of them; the same command continues from the last checkpoint.
+
+Process 0 runs train.main; the others follow it. What may fail on one alone (set-up, checkpoint, memory) comes before an
+agreement of all; in training, a process that fails ends, and the others end where they wait for it.
 """
 
+import argparse
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -15,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.distributed as dist
 
-import evaluate
-import models
 import train
 from priors import PriorEstimator
 
-prepare, batch, update, log_row = train.prepare, train.batch, PriorEstimator.update, evaluate.log_row
+
+class ProcessEnded(OSError):
+    """Another process is gone; its own line says why."""
 
 
 def mean(tensor):
@@ -29,41 +35,145 @@ def mean(tensor):
     return tensor.div_(dist.get_world_size())
 
 
-def prepare_part(s):
-    if s.batch_size % dist.get_world_size():
-        raise ValueError(f"--batch-size {s.batch_size} does not divide over {dist.get_world_size()} processes")
-    run = prepare(s)
-    if run.device.type == "cuda":
-        run.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(run.model)  # the parameters stay the same
-        run.parts["model"] = run.model
-    run.forward = torch.nn.parallel.DistributedDataParallel(run.model)
+def told(message=None):
+    """Process 0's message, on every process."""
+    box = [message]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def line_of(error):
+    """The first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class EstimatorOfAll(PriorEstimator):
+    """Qhat from the weak predictions of all processes."""
+
+    def update(self, probs, first_ccr_step=False):
+        super().update(mean(probs.mean(dim=0, keepdim=True)), first_ccr_step)
+
+
+def prepare(config, state, setup):
+    """This process's run, at the checkpoint's step. On all processes ValueError where one of them fails."""
+    processes = dist.get_world_size()
+    downloads = config.dataset != "folder"
+    fault = None
+    if downloads and dist.get_rank() > 0:
+        dist.barrier()                                # process 0 comes first
+    try:
+        if config.batch_size % processes:
+            raise ValueError(f"--batch-size {config.batch_size} does not divide over {processes} processes")
+        run = setup(config)
+        if run.device.type == "cuda":
+            run.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(run.model)  # the parameters stay the same
+        run.estimator = EstimatorOfAll(len(run.sets.classes), config.prior_momentum, run.device)
+        if state:
+            train.restore(run, state)
+    except Exception as error:
+        fault = error
+    if downloads and dist.get_rank() == 0:
+        dist.barrier()
+    faults = [None] * processes
+    dist.all_gather_object(faults, fault and line_of(fault))
+    if fault:
+        raise fault
+    for rank, line in enumerate(faults):
+        if line:
+            raise ValueError(f"process {rank}: {line}")
+    run.network = torch.nn.parallel.DistributedDataParallel(run.model)
     return run
 
 
-def batch_part(run, s, step):
+def step(run, labeled, labels, unlabeled, hidden_labels, draws):
+    """train_step on this process's part of the batch; returns means over all processes."""
     mine = slice(dist.get_rank(), None, dist.get_world_size())
-    *parts, draws = batch(run, s, step)
-    return *(part[mine] for part in parts), torch.cat([draws[:s.batch_size][mine], draws[s.batch_size:][mine]])
+    B = len(labels)
+    draws = torch.cat([draws[:B][mine], draws[B:][mine]])
+    try:
+        found = train.train_step(run, labeled[mine], labels[mine], unlabeled[mine], hidden_labels[mine], draws)
+        return dict(zip(found, mean(torch.stack(list(found.values())))))
+    except RuntimeError as error:
+        if "gloo" in str(error) or isinstance(error, dist.DistBackendError):
+            raise ProcessEnded("another process has ended, or cannot be reached") from None
+        raise
 
 
-def log_row_of_all(run, *rest):
-    mean(run.record.totals)
-    return log_row(run, *rest)
+def lead(arguments, setup):
+    """Process 0: train.main, which tells the others when to begin. Returns the exit status."""
+    begun = []
+
+    def prepare_all(config):
+        state = None
+        if "--fresh" not in arguments:
+            state = train.read_checkpoint(Path(config.out) / "checkpoint.pt")
+        begun.append(told((config, state)))
+        begun.append(prepare(config, state, setup))
+        return begun[-1]
+
+    status = train.main(arguments, prepare=prepare_all, step=step)
+    if not begun:                                     # refused, or finished already
+        told((None, status))
+    elif len(begun) > 1 and begun[-1].step == begun[-1].config.steps:
+        told(status)                                  # of the last save
+    return status
 
 
-def main(argv):
-    cuda = torch.cuda.is_available()
-    dist.init_process_group("nccl" if cuda else "gloo")
-    train.prepare, train.batch, evaluate.log_row = prepare_part, batch_part, log_row_of_all
-    PriorEstimator.update = lambda self, probs, ccr: update(self, mean(probs.mean(0, keepdim=True)), ccr)
-    train.signal.signal = lambda *_: None
-    if dist.get_rank() > 0:
-        sys.stdout = open(os.devnull, "w")
-        models.hold = models.write_whole = evaluate.summary = lambda *_: None
-        sys.stdout.isatty = lambda: False
-    status = train.main(argv + (["--device", f"cuda:{os.environ['LOCAL_RANK']}"] if cuda else []))
-    dist.barrier()  # until the result is written
-    dist.destroy_process_group()
+def follow(device, setup):
+    """Another process: trains along, writes nothing. Returns the exit status."""
+    run = None
+    try:
+        config, state = told()
+        if config is None:
+            return state
+        run = prepare(dataclasses.replace(config, device=device), state, setup)
+        train.train(run, None, step)
+        return told()
+    except KeyboardInterrupt:
+        return 130
+    except (ProcessEnded, FloatingPointError):        # process 0 says so
+        return 1
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if run is None:                               # and this
+            return 2
+        print(f"error: process {dist.get_rank()}: step {run.step}: {line_of(error)}", file=sys.stderr)
+        return 1
+
+
+def join(arguments):
+    """Join the other processes: on this process's GPU or, without one, on the CPU. Returns the device. ValueError."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--device", default="auto")
+    asked = parser.parse_known_args(arguments)[0].device
+    if "RANK" not in os.environ:
+        raise ValueError("start it with torchrun --nproc-per-node=N tests/distributed.py")
+    if asked == "cpu" or not torch.cuda.is_available():
+        dist.init_process_group("gloo")
+        return "cpu"
+    local = int(os.environ["LOCAL_RANK"])
+    if local >= torch.cuda.device_count():
+        raise ValueError(f"process {local} has no GPU: there are {torch.cuda.device_count()}")
+    torch.cuda.set_device(local)
+    dist.init_process_group("nccl", device_id=torch.device("cuda", local))
+    return f"cuda:{local}"
+
+
+def main(arguments, setup=train.setup):
+    """The command line, in each process. Returns the exit status. setup(config): a run, as train.setup's."""
+    try:
+        device = join(arguments)
+    except (ValueError, argparse.ArgumentError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    status = 1
+    try:
+        if dist.get_rank() > 0:
+            status = follow(device, setup)
+        else:
+            status = lead([*arguments, "--device", device, "--compile", "off"], setup)
+    finally:
+        if status == 0 or device == "cpu":            # NCCL could wait for a process that is gone
+            dist.destroy_process_group()
     return status
 
 

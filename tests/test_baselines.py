@@ -1,20 +1,69 @@
-"""baselines.py: each method's equation, and runs that end like train.py's."""
+"""baselines.py: each method's equations, runs that continue to the bit, what is done to a finished run."""
 
-import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
 
 import baselines
-import data
+import baselines_abc
+import baselines_cossl
+import baselines_crest
+import baselines_darp
+import baselines_debiaspl
+import baselines_fixmatch
+import baselines_posthoc
 import evaluate
 import models
 import train
-from conftest import SMALL, rows
+from conftest import SMALL, SPLIT
 from priors import kl_divergence
 
 DRAW = torch.Generator().manual_seed(0)
 
+
+@pytest.fixture
+def options(image_folder, tmp_path, monkeypatch):
+    """train.py's options for six steps on the small folder, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    return ["--dataset", "folder", "--data-dir", str(image_folder), *SPLIT, *SMALL, "--precision", "fp32",
+            "--threshold", "0.4", "--device", "cpu"]
+
+
+def config_of(options, variant=None):
+    return train.parse([*options, "--method", "fixmatch"], variant)[0]
+
+
+def applied(name, directory):
+    """Whether crt or la could be applied to a run."""
+    return baselines.main([name, str(directory), "--device", "cpu"]) == 0
+
+
+def network_of(directory, num_classes=3):
+    """The EMA network of a run's checkpoint."""
+    model = models.build("wrn-10-1", num_classes).eval()
+    model.load_state_dict(train.read_checkpoint(Path(directory) / "checkpoint.pt")["ema"])
+    return model
+
+
+def assert_same_state(one, two):
+    """Two checkpoints are equal to the bit, but for directory and seconds."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for name in one.keys() - {"seconds", "out"}:
+            assert_same_state(one[name], two[name])
+    elif isinstance(one, list):
+        assert len(one) == len(two)
+        for a, b in zip(one, two):
+            assert_same_state(a, b)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    else:
+        assert one == two or (one != one and two != two)
+
+
+# -------------------------------------------------------------------------------------------- DARP
 
 def predictions(counts, sharpness=3.0):
     """Labels of a set with these class counts, and predictions that lean to them: (probs, labels)."""
@@ -23,35 +72,38 @@ def predictions(counts, sharpness=3.0):
     return logits.softmax(1), labels
 
 
-# -------------------------------------------------------------------------------------------- DARP
-
 @pytest.mark.parametrize("counts", [[100, 60, 40], [10, 50, 140], [66, 67, 67]])
 def test_refined_rows_sum_to_one_and_columns_to_the_target_counts(counts):
-    refined = baselines.refine(predictions([80, 70, 50])[0], torch.tensor(counts))
+    probs, _ = predictions([80, 70, 50])
+    refined = baselines_darp.refine(probs, torch.tensor(counts))
     torch.testing.assert_close(refined.sum(1), torch.ones(200), atol=1e-5, rtol=0)
     torch.testing.assert_close(refined.sum(0), torch.tensor(counts).float(), atol=0, rtol=1e-3)
 
 
 def test_a_matrix_that_fits_already_stays_nearly_as_it_is():
     probs, _ = predictions([80, 70, 50], sharpness=12.0)
-    assert (baselines.refine(probs, probs.sum(0)) - probs).abs().max() < 0.02
+    assert (baselines_darp.refine(probs, probs.sum(0)) - probs).abs().max() < 0.02
 
 
 def test_rows_of_equal_doubt_keep_their_order_within_a_column():
     p = torch.linspace(0.05, 0.45, 40)
     probs = torch.cat([torch.stack([p, 1 - p], 1), torch.stack([1 - p, p], 1)])
-    refined = baselines.refine(probs, torch.tensor([50, 30]), alpha=10.0)
-    for part, sign in ((refined[:40, 0], 1), (refined[40:, 0], -1)):
-        assert (sign * part.diff() >= -1e-6).all()
+    refined = baselines_darp.refine(probs, torch.tensor([50, 30]), alpha=10.0)
+    assert (refined[:40, 0].diff() >= -1e-6).all()
+    assert (refined[40:, 0].diff() <= 1e-6).all()
 
 
-def test_an_empty_class_and_a_one_hot_matrix_survive():
+def test_a_class_without_images_gets_none():
     probs, _ = predictions([80, 70, 50])
-    refined = baselines.refine(probs, torch.tensor([120, 80, 0]))
-    assert refined.isfinite().all() and refined[:, 2].sum() < 0.5
-    one_hot = torch.eye(3)[torch.arange(90) % 3]
-    refined = baselines.refine(one_hot, torch.tensor([30, 30, 30]))
-    assert refined.isfinite().all() and torch.equal(refined.argmax(1), torch.arange(90) % 3)
+    refined = baselines_darp.refine(probs, torch.tensor([120, 80, 0]))
+    assert refined.isfinite().all()
+    assert refined[:, 2].sum() < 0.5
+
+
+def test_one_hot_predictions_that_fit_keep_their_labels():
+    labels = torch.arange(90) % 3
+    refined = baselines_darp.refine(torch.eye(3)[labels], torch.tensor([30, 30, 30]))
+    assert torch.equal(refined.argmax(1), labels)
 
 
 def test_the_true_prior_brings_the_labels_nearer_to_the_truth():
@@ -60,7 +112,7 @@ def test_the_true_prior_brings_the_labels_nearer_to_the_truth():
     biased = probs * torch.tensor([4.0, 1.0, 0.5])
     biased = biased / biased.sum(1, keepdim=True)
     true = torch.bincount(labels) / 200
-    refined = baselines.refine(biased, 200 * true)
+    refined = baselines_darp.refine(biased, 200 * true)
 
     def distance(p):
         return kl_divergence(true, (torch.bincount(p.argmax(1), minlength=3) + 1e-3) / (len(p) + 3e-3)).item()
@@ -68,170 +120,403 @@ def test_the_true_prior_brings_the_labels_nearer_to_the_truth():
     assert (refined.argmax(1) == labels).sum() > (biased.argmax(1) == labels).sum()
 
 
+def test_darp_keeps_the_last_prediction_of_every_image_of_a_step(options):
+    run = baselines_darp.prepare(config_of(options))
+    kept = run.extra["darp"].probs
+    seen = set()
+
+    def watched(run, *batch):
+        before = kept.clone()
+        found = baselines_darp.step(run, *batch)
+        changed = (kept != before).any(dim=1).nonzero().squeeze(1).tolist()
+        assert changed == train.batch_indices(70, 16, run.step, 0, 1).unique().tolist()
+        seen.update(changed)
+        return found
+    train.train(run, None, watched)
+    assert len(seen) == len(kept) == 70  # six steps of 16
+
+
 # ------------------------------------------------------------------------------------------ CReST+
 
-def test_alignment_at_t_1_gives_the_labeled_prior_and_at_t_0_a_uniform_mean():
-    p_labeled = torch.tensor([0.6, 0.3, 0.1])
-    probs, running = torch.tensor([[0.2, 0.5, 0.3]]).expand(4, 3), torch.tensor([0.2, 0.5, 0.3])
-    torch.testing.assert_close(baselines.align(probs, p_labeled, running, 1.0).mean(0), p_labeled, atol=1e-5, rtol=0)
-    torch.testing.assert_close(baselines.align(probs, p_labeled, running, 0.0).mean(0), torch.full((3,), 1 / 3),
-                               atol=1e-5, rtol=0)
+@pytest.mark.parametrize("t, expected", [(1.0, [0.6, 0.3, 0.1]), (0.0, [1 / 3, 1 / 3, 1 / 3])])
+def test_alignment_at_t_1_gives_the_labeled_prior_and_at_t_0_the_uniform_one(t, expected):
+    running = torch.tensor([0.2, 0.5, 0.3])
+    aligned = baselines_crest.align(running.expand(4, 3), torch.tensor([0.6, 0.3, 0.1]), running, t)
+    torch.testing.assert_close(aligned.mean(0), torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_the_rarest_class_gives_all_and_the_largest_gamma_to_the_minus_third():
-    rates = baselines.sampling_rates(torch.tensor([30, 100, 1, 10]))
-    assert rates[2].item() == pytest.approx(1) and rates[1].item() == pytest.approx(100 ** (-1 / 3))
-    assert rates[0].item() == pytest.approx(100 ** (-2 / 9)) and rates[3].item() == pytest.approx(100 ** (-1 / 9))
+    rates = baselines_crest.sampling_rates(torch.tensor([30, 100, 1, 10])).tolist()
+    assert rates == pytest.approx([100 ** (-2 / 9), 100 ** (-1 / 3), 1, 100 ** (-1 / 9)])
 
 
 def test_the_most_confident_of_each_class_are_taken():
     probs = torch.tensor([[.9, .1], [.6, .4], [.7, .3], [.8, .2], [.2, .8], [.4, .6]])
-    index, labels = baselines.most_confident(probs, torch.tensor([8, 1]))  # rates 1/2 and 1
-    assert index.tolist() == [0, 3, 4, 5] and labels.tolist() == [0, 0, 1, 1]
+    index, labels = baselines_crest.most_confident(probs, torch.tensor([8, 1]))  # rates 1/2 and 1
+    assert index.tolist() == [0, 3, 4, 5]
+    assert labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.fixture
+def crest(options, tmp_path):
+    """The directory of a CReST+ run of two generations."""
+    assert baselines.main(["crest", *options, "--generations", "2", "--out", "crest"]) == 0
+    return tmp_path / "crest"
+
+
+def test_the_next_generation_holds_the_first_labeled_set_and_confident_images(crest, options):
+    config = config_of(options)
+    first = baselines_crest.prepare(config).sets
+    second = baselines_crest.prepare(config, crest / "generation0").sets
+    assert len(first.labels) == 35 and len(first.unlabeled) == 35  # U without L
+    assert torch.equal(second.labeled[:35], first.labeled)
+    assert torch.equal(second.labels[:35], first.labels)
+    predicted = evaluate.predict(network_of(crest / "generation0"), second.labeled[35:], first.mean, first.std)
+    assert len(predicted) > 0
+    assert torch.equal(predicted.argmax(1), second.labels[35:])
+
+
+def test_a_stopped_crest_goes_on_from_its_last_generation(crest, options):
+    whole = train.read_checkpoint(crest / "checkpoint.pt")
+    for name in ("result.json", "checkpoint.pt", "config.json", "log.csv"):
+        (crest / name).unlink()  # as after a kill before the first save of the last generation
+    first = (crest / "generation0/checkpoint.pt").read_bytes()
+    assert baselines.main(["crest", *options, "--generations", "2", "--out", "crest"]) == 0
+    assert (crest / "generation0/checkpoint.pt").read_bytes() == first
+    assert_same_state(train.read_checkpoint(crest / "checkpoint.pt"), whole)
+
+
+def test_another_number_of_generations_is_another_run(crest, options, capsys):
+    assert baselines.main(["crest", *options, "--generations", "3", "--out", "crest"]) == 2
+    assert "crest-generations2" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------- CoSSL and cRT
 
-def test_the_largest_class_is_not_enhanced_labels_stay_and_no_gradient_reaches_the_features():
-    features, others = torch.randn(400, 5, generator=DRAW).requires_grad_(), torch.randn(400, 5, generator=DRAW)
-    labels, draws = torch.arange(400) % 2, torch.rand(400, 2, generator=DRAW)
-    mixed = baselines.enhance(features, labels, others, torch.tensor([100, 20]), draws)
-    assert not mixed.requires_grad and torch.equal(mixed[labels == 0], features[labels == 0])
-    changed = (mixed != features).any(1)[labels == 1]
-    assert changed.float().mean().item() == pytest.approx(0.8, abs=0.08)
-    lam = ((mixed - others) / (features - others)).mean(1)[labels == 1][changed]
+def enhanced():
+    """features, their enhancement, labels 0 and 1 in turn, others: class 1 is a fifth of class 0."""
+    features = torch.randn(400, 5, generator=DRAW).requires_grad_()
+    others = torch.randn(400, 5, generator=DRAW)
+    labels = torch.arange(400) % 2
+    draws = torch.rand(400, 2, generator=DRAW)
+    return features, baselines_cossl.enhance(features, labels, others, torch.tensor([100, 20]), draws), labels, others
+
+
+def test_the_largest_class_is_not_enhanced_and_no_gradient_reaches_the_features():
+    features, mixed, labels, _ = enhanced()
+    assert not mixed.requires_grad
+    assert torch.equal(mixed[labels == 0], features[labels == 0])
+
+
+def test_a_fifth_of_the_largest_is_enhanced_in_four_of_five_cases_by_at_most_two_fifths():
+    features, mixed, labels, others = enhanced()
+    changed = (mixed != features).any(1)
+    assert changed[labels == 1].float().mean().item() == pytest.approx(0.8, abs=0.08)
+    lam = ((mixed - others) / (features - others)).mean(1)[changed]
     assert lam.min() >= 0.599 and lam.max() <= 1.001
 
 
 def test_classes_are_drawn_equally_often():
     """Chi-square with two degrees of freedom: 13.8 has probability 0.001."""
     labels = torch.tensor([0] * 100 + [1] * 10 + [2] * 2)
-    drawn = torch.bincount(labels[baselines.balanced(labels, 3000, torch.Generator().manual_seed(1))])
+    index = baselines_fixmatch.balanced(labels, 3000, torch.Generator().manual_seed(1))
+    drawn = torch.bincount(labels[index])
     assert ((drawn - 1000.0) ** 2 / 1000).sum() < 13.8
+
+
+def test_cossl_evaluates_the_second_layer_on_the_features_of_the_ema_network(options):
+    run = baselines_cossl.prepare(config_of(options))
+    train.train(run, None, baselines_cossl.step)
+    second = run.extra["second"]
+    assert not torch.equal(second.weight, run.model.linear.weight)  # it has learned: 4 of 6 steps are the warm-up
+    logits = second(baselines_fixmatch.features(run.ema.model, run.sets, run.sets.test))
+    found = evaluate.predict(run.evaluated, run.sets.test, run.sets.mean, run.sets.std)
+    torch.testing.assert_close(found, logits.detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name, dimension", [("wrn-10-1", 64), ("resnet50", 2048)])
+def test_another_last_layer_shares_all_the_rest(name, dimension):
+    model = models.build(name, 3).eval()
+    headless = baselines_fixmatch.with_last(model, torch.nn.Identity())
+    images = torch.zeros(2, 3, 16, 16)
+    features = headless(images)
+    assert features.shape == (2, dimension)
+    torch.testing.assert_close(baselines_fixmatch.last(model)[1](features), model(images))
+    assert {id(p) for p in headless.parameters()} < {id(p) for p in model.parameters()}
+
+
+# ------------------------------------------------------------------------------------------ DebiasPL
+
+def one_step(prepare, step, config):
+    """A run after its first step, and what the step returned."""
+    run = prepare(config)
+    return run, step(run, *train.batch(run))
+
+
+def test_debiaspl_at_a_uniform_estimate_is_fixmatch(options):
+    config = config_of([*options, "--prior-momentum", str(1 - 1e-9), "--threshold", "0.34"])
+    fixmatch, expected = one_step(train.setup, train.train_step, config)
+    debiaspl, found = one_step(train.setup, baselines_debiaspl.step, config)
+    assert expected["mask_rate"] > 0
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(debiaspl.model.state_dict(), fixmatch.model.state_dict())
+
+
+def test_pseudo_labels_take_the_estimate_with_this_steps_predictions_and_the_loss_the_one_before(options):
+    """Momentum 0: uniform before, which leaves the loss without a margin; the mean prediction after."""
+    config = config_of([*options, "--prior-momentum", "0"])
+    run, found = one_step(train.setup, baselines_debiaspl.step, config)
+    fresh = train.setup(config)
+    labeled, _, unlabeled, _, draws = train.batch(fresh)
+    _, logits_weak, logits_strong = baselines_fixmatch.forward(fresh, labeled, unlabeled, draws)
+    probs = logits_weak.softmax(1)
+    debiased = probs / probs.mean(0).sqrt()
+    confidence, pseudo_labels = (debiased / debiased.sum(1, keepdim=True)).max(1)
+    losses = torch.nn.functional.cross_entropy(logits_strong, pseudo_labels, reduction="none")
+    assert found["loss_u"].item() == pytest.approx((losses * (confidence >= 0.4)).mean().item(), rel=1e-4)
+    assert found["loss_u"] > 0
+
+
+def test_debiasing_divides_by_the_root_of_the_estimate():
+    probs, _ = predictions([5, 5, 5])
+    p_hat = torch.tensor([0.7, 0.2, 0.1])
+    expected = probs / p_hat.sqrt()
+    torch.testing.assert_close(baselines_debiaspl.debias(probs.log(), p_hat), expected / expected.sum(1, keepdim=True))
+
+
+def test_pseudo_labels_move_away_from_the_head_as_its_estimate_grows():
+    logits = torch.randn(300, 3, generator=DRAW)
+    heads = []
+    for head in (1 / 3, 0.6, 0.8, 0.95):
+        p_hat = torch.tensor([head, (1 - head) / 2, (1 - head) / 2])
+        heads.append((baselines_debiaspl.debias(logits, p_hat).argmax(1) == 0).sum().item())
+    assert heads == sorted(heads, reverse=True) and len(set(heads)) == 4
+
+
+def test_the_margin_on_the_strong_view_is_the_estimate_to_the_power_of_two_fifths():
+    """Equal logits, pseudo-label 1 of estimate 0.1: its share is 0.1^0.4 of the sum."""
+    loss = baselines_debiaspl.marginal_loss(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]), torch.ones(1),
+                                            torch.tensor([0.9, 0.1]))
+    assert loss.item() == pytest.approx(-math.log(0.1 ** 0.4 / (0.9 ** 0.4 + 0.1 ** 0.4)), rel=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------- ABC
+
+def test_abcs_labeled_mask_keeps_as_many_of_each_class_as_the_smallest_has():
+    """400 draws of the whole set: the mean of a binomial lies within four of its deviations."""
+    counts = torch.tensor([500, 50, 5])
+    labels = torch.arange(3).repeat_interleave(counts)
+    draws = torch.rand(400, 555, generator=DRAW)
+    kept = torch.stack([baselines_abc.kept(labels, counts, 1.0, row) for row in draws])
+    for k in range(3):
+        assert kept[:, labels == k].sum(1).mean().item() == pytest.approx(5, abs=4 * (5 / 400) ** 0.5)
+
+
+@pytest.mark.parametrize("progress, expected", [(0.0, 1.0), (0.5, 0.55), (1.0, 0.1)])
+def test_abcs_unlabeled_mask_falls_from_all_to_the_labeled_one(progress, expected):
+    """A class ten times the smallest: 1 - t / T_max (1 - 1 / 10) of evenly spread draws are kept."""
+    draws = (torch.arange(1000) + 0.5) / 1000
+    kept = baselines_abc.kept(torch.zeros(1000, dtype=torch.long), torch.tensor([50, 5]), progress, draws)
+    assert kept.mean().item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("pseudo_label, share", [(0, 1 - 0.5 * 0.75), (1, 1 - 0.5 * 0.5), (2, 1.0)])
+def test_an_unlabeled_image_is_kept_as_its_pseudo_label_of_the_second_head_says(pseudo_label, share):
+    """Halfway, of 20, 10 and 5 labeled images; 1,000 equal strong logits cost log 3 each, the labeled ones nothing."""
+    sure = 100 * torch.eye(3)
+    draws = torch.cat([torch.zeros(3), (torch.arange(1000) + 0.5) / 1000])
+    loss = baselines_abc.auxiliary_loss(sure, sure[[pseudo_label] * 1000], torch.zeros(1000, 3), torch.arange(3), 0.95,
+                                        torch.tensor([20, 10, 5]), 0.5, draws)
+    assert loss.item() == pytest.approx(share * math.log(3), rel=1e-5)
+
+
+@pytest.mark.parametrize("step, all_kept", [(0, True), (6, False)])
+def test_abc_keeps_all_unlabeled_images_in_the_first_step_and_fewer_in_the_last(step, all_kept, options):
+    """g says class 0 with probability e^0.2 / (e^0.2 + 2) of every image, the labeled ones add to the loss."""
+    run = baselines_abc.prepare(config_of([*options, "--threshold", "0.3"]))
+    with torch.no_grad():
+        run.model.linear.weight[3:] = 0
+        run.model.linear.bias[3:] = torch.tensor([0.2, 0.0, 0.0])
+    run.step = step
+    loss = baselines_abc.step(run, *train.batch(run))["loss_abc"]
+    assert (loss >= math.log(1 + 2 * math.exp(-0.2)) - 1e-5) == all_kept
+
+
+def test_abcs_first_head_starts_as_fixmatch_and_the_seconds_gradient_reaches_the_features(options):
+    config = config_of(options)
+    fixmatch, expected = one_step(train.setup, train.train_step, config)
+    abc, found = one_step(baselines_abc.prepare, baselines_abc.step, config)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+    assert found["loss_abc"] > 0
+    before = train.setup(config).model.stem.weight
+    update = abc.model.stem.weight - before
+    plain = fixmatch.model.stem.weight - before
+    assert (update - plain).norm() > 0.1 * plain.norm()
+
+
+def test_abcs_loss_without_imbalance_at_the_first_step_is_fixmatchs_of_the_second_head(options):
+    """N_min = N_y and t = 0: every image is kept."""
+    config = config_of([*options, "--imb", "1"])
+    _, found = one_step(baselines_abc.prepare, baselines_abc.step, config)
+    fresh = baselines_abc.prepare(config)
+    labeled, labels, unlabeled, _, draws = train.batch(fresh)
+    g_labeled, g_weak, g_strong = (f[:, 3:] for f in baselines_fixmatch.forward(fresh, labeled, unlabeled, draws))
+    confidence, pseudo_labels = g_weak.softmax(1).max(1)
+    losses = torch.nn.functional.cross_entropy(g_strong, pseudo_labels, reduction="none") * (confidence >= 0.4)
+    expected = torch.nn.functional.cross_entropy(g_labeled, labels) + losses.mean()
+    assert losses.sum() > 0
+    assert found["loss_abc"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_abc_evaluates_the_second_head(options):
+    run = baselines_abc.prepare(config_of(options))
+    bias = run.ema.model.linear.bias.data
+    bias[0] = 100.0  # class 0 of f
+    bias[3 + 1] = 50.0  # class 1 of g
+    logits = evaluate.predict(run.evaluated, run.sets.test, run.sets.mean, run.sets.std)
+    assert logits.shape == (30, 3)
+    assert (logits.argmax(1) == 1).all()
 
 
 # ------------------------------------------------------------------------------------------ the runs
 
-CHANGED = [(module, name) for module, names in (
-    (train, ("prepare", "batch_indices", "train_step", "consistency_loss", "confidence_mask")),
-    (evaluate, ("predict",)), (data, ("load", "split"))) for name in names]
+@pytest.mark.parametrize("name", baselines.TRAINED)
+def test_a_killed_run_goes_on_to_the_bit(name, options, tmp_path):
+    prepare, step = baselines.TRAINED[name]
+    options = [*options, "--eval-every", "1", "--method", "fixmatch"]
+
+    def killed(run, *batch):
+        if run.step == 5:
+            raise KeyboardInterrupt
+        return step(run, *batch)
+    assert train.main([*options, "--out", "whole"], name, prepare, step) == 0
+    assert train.main([*options, "--out", "part"], name, prepare, killed) == 130
+    assert train.read_checkpoint(tmp_path / "part/checkpoint.pt")["step"] == 5
+    assert train.main([*options, "--out", "part"], name, prepare, step) == 0
+    whole, part = (train.read_checkpoint(tmp_path / out / "checkpoint.pt") for out in ("whole", "part"))
+    assert_same_state(part, whole)
 
 
-def undone(arguments):
-    """baselines.main; what it changes in the modules is put back afterwards."""
-    kept = [(module, name, getattr(module, name)) for module, name in CHANGED]
-    methods, choices = dict(train.METHODS), list(train.SETTINGS["method"][1])
-    try:
-        return baselines.main(arguments)
-    finally:
-        for place in kept:
-            setattr(*place)
-        train.SETTINGS["method"][1][:] = choices
-        train.METHODS.clear()
-        train.METHODS.update(methods)
+@pytest.mark.parametrize("name", baselines.TRAINED)
+def test_a_run_has_a_directory_of_its_name_and_the_table_reads_it(name, options, capsys):
+    assert baselines.main([name, *options]) == 0
+    directory = f"runs/folder-{name}-consistent-imb4-s0"
+    run = evaluate.read_run(directory)
+    assert run.config["variant"] == name and [row["step"] for row in run.log] == [3, 6]
+    capsys.readouterr()
+    assert evaluate.main([directory]) == 0
+    assert f"| folder-{name}-consistent-imb4 | 1 |" in capsys.readouterr().out
 
+
+# ------------------------------------------------------------------------------------ on a finished run
 
 @pytest.fixture
-def call(image_folder, tmp_path, monkeypatch):
-    """A method on the small folder, in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-    split = ["--dataset", "folder", "--data-dir", str(image_folder), "--n1", "20", "--m1", "20", "--imb", "4", *SMALL]
-    return lambda name, *rest: undone([name, *(split if name in ("darp", "crest", "cossl") else []), *rest])
+def fixmatch(options):
+    """The directory of a finished FixMatch run."""
+    assert train.main([*options, "--method", "fixmatch", "--out", "runs/fixmatch-s0"]) == 0
+    return Path("runs/fixmatch-s0")
 
 
-@pytest.mark.parametrize("name", ["darp", "crest", "cossl"])
-def test_each_trains_and_ends_as_a_run_that_the_table_reads(name, call, tmp_path, capsys):
-    extra = ["--generations", "2"] if name == "crest" else []
-    assert call(name, "--threshold", "0.4", "--out", "run", *extra) == 0
-    assert [row["step"] for row in rows(tmp_path / "run")] == [3, 6]
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == name
-    capsys.readouterr()
-    assert evaluate.main(["run"]) == 0 and "| run | 1 |" in capsys.readouterr().out
+def test_crt_leaves_the_run_and_its_features_as_they_are(fixmatch):
+    before = {file.name: file.read_bytes() for file in fixmatch.iterdir()}
+    assert applied("crt", fixmatch)
+    assert {file.name: file.read_bytes() for file in fixmatch.iterdir()} == before
+    old = network_of(fixmatch).state_dict()
+    new = network_of("runs/fixmatch+crt-s0").state_dict()
+    assert [name for name in old if not torch.equal(old[name], new[name])] == ["linear.weight", "linear.bias"]
 
 
-@pytest.mark.parametrize("name", ["darp", "cossl"])
-def test_a_stopped_run_goes_on_to_the_same_end(name, call, tmp_path, monkeypatch):
-    arguments = [name, "--threshold", "0.4", "--precision", "fp32", "--eval-every", "1"]
-    assert call(*arguments, "--out", "whole") == 0
-    save = evaluate.save
-
-    def stops(run, directory):
-        save(run, directory)
-        if run.record.step == 5:
-            raise OSError("stopped")
-    monkeypatch.setattr(evaluate, "save", stops)
-    assert call(*arguments, "--out", "part") == 1
-    monkeypatch.setattr(evaluate, "save", save)
-    assert call(*arguments, "--out", "part") == 0
-    one, two = (json.loads((tmp_path / out / "result.json").read_text()) for out in ("whole", "part"))
-    assert one["q_hat"] == two["q_hat"] and one["nll"] == two["nll"]
+def test_crts_figures_are_those_of_its_network(fixmatch):
+    assert applied("crt", fixmatch)
+    run = evaluate.read_run("runs/fixmatch+crt-s0")
+    config = train.Config(**train.read_checkpoint(fixmatch / "checkpoint.pt")["config"])
+    sets = train.setup(config).sets
+    logits = evaluate.predict(network_of(run.directory), sets.test, sets.mean, sets.std)
+    assert run.result["nll"] == pytest.approx(torch.nn.functional.cross_entropy(logits, sets.test_labels).item())
 
 
-def test_the_next_generation_holds_the_first_labeled_set_and_confident_images(call, tmp_path, monkeypatch):
-    seen, prepare = [], train.prepare
-    monkeypatch.setattr(train, "prepare", lambda s: seen.append(prepare(s)) or seen[-1])
-    assert call("crest", "--generations", "2", "--out", "run") == 0
-    first, second = (run.sets for run in seen)
-    assert len(first.labels) == 35 and torch.equal(second.labeled[:35], first.labeled)
-    assert torch.equal(second.labels[:35], first.labels) and len(second.labels) > 35
-    model = models.build("wrn-10-1", 3).eval()
-    model.load_state_dict(models.load_checkpoint(tmp_path / "run/generation0/checkpoint.pt")["ema"])
-    probs = evaluate.predict(model, first._replace(test=second.labeled[35:]), "cpu").softmax(1)
-    assert torch.equal(probs.argmax(1), second.labels[35:])
-    assert len(first.unlabeled) == 35  # U without L
+def test_la_divides_the_likelihood_by_the_labeled_prior(fixmatch):
+    assert applied("la", fixmatch)
+    config = train.Config(**train.read_checkpoint(fixmatch / "checkpoint.pt")["config"])
+    sets = train.setup(config).sets
+    posterior = evaluate.predict(network_of(fixmatch), sets.test, sets.mean, sets.std).softmax(1)
+    likelihood = posterior / torch.tensor([20, 10, 5])  # of the labeled classes, N1 20 and gamma 4
+    expected = [(likelihood[sets.test_labels == k].argmax(1) == k).double().mean().item() for k in range(3)]
+    run = evaluate.read_run("runs/fixmatch+la-s0")
+    assert run.result["per_class_accuracy"] == expected
+    assert run.log[-1]["balanced_accuracy"] == pytest.approx(sum(expected) / 3)
 
 
-def test_a_stopped_crest_goes_on_from_its_last_generation(call, tmp_path):
-    assert call("crest", "--generations", "2", "--precision", "fp32", "--out", "whole") == 0
-    assert call("crest", "--generations", "2", "--precision", "fp32", "--out", "part") == 0
-    for name in ("result.json", "checkpoint.pt", "config.json", "log.csv"):
-        (tmp_path / "part" / name).unlink()  # as after a kill in the last generation
-    first = (tmp_path / "part/generation0/checkpoint.pt").stat().st_mtime_ns
-    assert call("crest", "--generations", "2", "--precision", "fp32", "--out", "part") == 0
-    assert (tmp_path / "part/generation0/checkpoint.pt").stat().st_mtime_ns == first
-    one, two = (json.loads((tmp_path / out / "result.json").read_text()) for out in ("whole", "part"))
-    assert one["q_hat"] == two["q_hat"] and one["nll"] == two["nll"]
-
-
-def test_crt_and_la_are_runs_of_their_own_and_leave_the_run_and_its_features_as_they_are(call, go, tmp_path, capsys):
-    assert go("--method", "fixmatch", "--out", "runs/fixmatch-s0") == 0
-    before = {f.name: f.read_bytes() for f in (tmp_path / "runs/fixmatch-s0").iterdir()}
-    assert call("crt", "runs/fixmatch-s0") == 0 and call("la", "runs/fixmatch-s0") == 0
-    assert {f.name: f.read_bytes() for f in (tmp_path / "runs/fixmatch-s0").iterdir()} == before
-    old, new = (models.load_checkpoint(tmp_path / "runs" / name / "checkpoint.pt")["ema"]
-                for name in ("fixmatch-s0", "fixmatch+crt-s0"))
-    assert [k for k in old if not torch.equal(old[k], new[k])] == ["linear.weight", "linear.bias"]
+def test_each_is_a_row_of_its_own_in_the_table(fixmatch, capsys):
+    assert applied("crt", fixmatch) and applied("la", fixmatch)
     capsys.readouterr()
     assert evaluate.main([f"runs/fixmatch{end}-s0" for end in ("", "+crt", "+la")]) == 0
-    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == [
-        "| fixmatch", "| fixmatch+crt", "| fixmatch+la"]
+    lines = capsys.readouterr().out.splitlines()[2:5]
+    assert [line.split(" | ")[0] for line in lines] == ["| fixmatch", "| fixmatch+crt", "| fixmatch+la"]
 
 
-def test_the_last_layer_of_torchvisions_network_is_learned_anew_too(call, tmp_path):
-    resnet = "--model", "resnet50", "--image-size", "32", "--steps", "5", "--batch-size", "2"
-    assert call("cossl", *resnet, "--out", "run") == 0 and call("crt", "run") == 0
-    old, new = (models.load_checkpoint(tmp_path / out / "checkpoint.pt")["ema"] for out in ("run", "run+crt"))
-    assert [k for k in old if not torch.equal(old[k], new[k])] == ["fc.weight", "fc.bias"]
+@pytest.mark.parametrize("directory, base, expected", [
+    ("runs/shapes-darp-reversed-imb50-s0", "darp", "runs/shapes-darp+la-reversed-imb50-s0"),
+    ("adello/shapes-adello-uniform-s0", "adello", "adello/shapes-adello+la-uniform-s0"),
+    ("kd/kdtree-kd-s0", "kd", "kd/kdtree-kd+la-s0"),
+    ("runs/noise0.3-fixmatch-s0", "noise0.3-fixmatch", "runs/noise0.3-fixmatch+la-s0"),
+    ("fixmatch/run", "fixmatch", "fixmatch/run+la"),
+    ("run/", "fixmatch", "run+la")])
+def test_the_new_name_stands_at_the_methods_place_in_the_last_part_of_the_path(directory, base, expected):
+    assert baselines_posthoc.place(directory, base, "la") == Path(expected)
 
 
-def test_la_takes_the_prior_that_the_run_was_trained_at_from_the_averaged_networks_logits(call, go, tmp_path):
-    assert go("--out", "run") == 0
-    path = tmp_path / "run" / "result.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"p_labeled": [0.1, 0.2, 0.7]}))
-    assert call("la", "run") == 0
-    run, state = evaluate.read_run("run"), models.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
-    model, s = models.build("wrn-10-1", 3).eval(), run.settings
-    model.load_state_dict(state["ema"])
-    sets = data.load("folder", s["data_dir"], 20, 20, 4.0, s["imb_u"], None, 16)
-    likelihood = evaluate.predict(model, sets, "cpu").softmax(1) / torch.tensor([1, 2, 7])
-    expected = [(likelihood[sets.test_labels == k].argmax(1) == k).double().mean().item() for k in range(3)]
-    assert evaluate.read_run("run+la").result["per_class_accuracy"] == expected
+def test_la_takes_the_network_that_the_method_evaluates(options):
+    """ABC: the second head."""
+    assert baselines.main(["abc", *options, "--out", "abc"]) == 0 and applied("la", "abc")
+    run, _ = baselines_posthoc.restored("abc", "cpu", baselines.prepare_of)
+    sets = run.sets
+    second = evaluate.predict(run.ema.model, sets.test, sets.mean, sets.std)[:, 3:]
+    logits = second - torch.tensor([20 / 35, 10 / 35, 5 / 35]).log()
+    found = evaluate.read_run("abc+la").result["nll"]
+    assert found == pytest.approx(torch.nn.functional.cross_entropy(logits, sets.test_labels).item())
 
 
-@pytest.mark.parametrize("arguments", [[], ["remixmatch"], ["crt"], ["crt", "absent"], ["darp", "--steps", "0"],
-                                       ["crest", "--generations", "0"]])
-def test_a_mistake_is_one_line_and_status_2(arguments, tmp_path, monkeypatch, capsys):
+def test_crt_on_crest_learns_from_true_labels_alone(crest):
+    run, _ = baselines_posthoc.restored(crest, "cpu", baselines.prepare_of)
+    assert len(run.sets.labels) > 35
+    run.sets.labels[35:] = 99  # no class: a pseudo-label would be an error
+    baselines_posthoc.crt(run)
+
+
+def test_la_on_crest_takes_the_prior_of_the_enlarged_labeled_set(crest):
+    assert applied("la", "crest")
+    run, _ = baselines_posthoc.restored(crest, "cpu", baselines.prepare_of)
+    sets = run.sets
+    prior = torch.bincount(sets.labels) / len(sets.labels)
+    logits = evaluate.predict(network_of(crest), sets.test, sets.mean, sets.std) - prior.log()
+    found = evaluate.read_run("crest+la").result["nll"]
+    assert found == pytest.approx(torch.nn.functional.cross_entropy(logits, sets.test_labels).item())
+
+
+@pytest.mark.parametrize("arguments, reason", [
+    ([], "no method ''"), (["remixmatch"], "no method 'remixmatch'"),
+    (["darp", "--method", "adello"], "--method cannot be used with darp"),
+    (["crest", "--method=kd"], "--method cannot be used with crest"), (["darp", "--method"], "--method"),
+    (["crest", "--generations", "0"], "--generations 0"), (["darp", "--steps", "0"], "--steps 0"),
+    (["crt"], "the directory of a finished run"), (["crt", "absent"], "absent"), (["la", "a", "b"], "the directory")])
+def test_a_mistake_is_one_line_and_status_2(arguments, reason, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert undone(arguments) == 2
+    assert baselines.main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert error.startswith("error: ") and error.count("\n") == 1 and reason in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_method_cannot_be_applied_to_what_it_made(fixmatch, capsys):
+    assert applied("crt", fixmatch)
+    assert baselines.main(["la", "runs/fixmatch+crt-s0"]) == 2
+    assert "is a run of fixmatch+crt" in capsys.readouterr().err
+
+
+def test_another_run_is_not_written_over(fixmatch, options, capsys):
+    assert baselines.main(["darp", *options, "--out", "runs/fixmatch+la-s0"]) == 0
+    assert baselines.main(["la", str(fixmatch)]) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert evaluate.read_run("runs/fixmatch+la-s0").config["variant"] == "darp"

@@ -1,8 +1,4 @@
-"""models.py: WRN-28-2 as the paper has it, the moving average, and state on disk."""
-
-import collections
-import os
-import pickle
+"""models.py: WRN-28-2 as the paper has it, networks by name, the optimiser's groups."""
 
 import pytest
 import torch
@@ -53,7 +49,8 @@ def test_the_quirk_raw_input_feeds_both_branches_in_groups_two_and_three(wrn):
     torch.manual_seed(1)
     wrn.eval()
     for index, channels in ((0, 16), (1, 32), (4, 32), (8, 64)):
-        block, x = wrn.blocks[index], torch.randn(2, channels, 8, 8)
+        block = wrn.blocks[index]
+        x = torch.randn(2, channels, 8, 8)
         if index == 0:    # activated before the branches part
             a = active(block.activate1, x)
             expected = block.shortcut(a) + block.conv2(active(block.activate2, block.conv1(a)))
@@ -88,29 +85,16 @@ def test_224_pixels_and_resnet50_and_k_2_and_k_1000():
     assert models.build("wrn-16-2", 2)(torch.randn(2, 3, 32, 32)).shape == (2, 2)
 
 
+@pytest.mark.parametrize("name", ["resnet50", "wrn-10-1"])
+def test_every_batch_norm_of_a_network_has_the_momentum_asked_for(name):
+    norms = [m for m in models.build(name, 3, bn_momentum=0.07).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.07}
+
+
 @pytest.mark.parametrize("name", ["resnet51", "wrn-28", "wrn-27-2", "wrn-4-1", "wrn-28-0", "", "wrn-28-2x"])
 def test_unknown_networks_are_refused(name):
     with pytest.raises(ValueError):
         models.build(name, 10)
-
-
-def test_the_average_follows_a_hand_computed_sequence():
-    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1, affine=False))
-    nn.init.constant_(model[0].weight, 1.0)
-    average = models.EMA(model, decay=0.9)
-    for value, expected in ((2.0, 1.1), (3.0, 1.29), (-1.0, 1.061)):
-        nn.init.constant_(model[0].weight, value)
-        average.update(model)
-        assert average.model[0].weight.item() == pytest.approx(expected)
-
-
-def test_the_averages_buffers_are_copies():
-    model = nn.BatchNorm1d(3)
-    average = models.EMA(model, decay=0.9)
-    model(torch.randn(20, 3) * 5 + 7)
-    average.update(model)
-    assert torch.equal(average.model.running_mean, model.running_mean)
-    assert average.model.num_batches_tracked == 1 and not average.model.training
 
 
 def test_weight_decay_spares_batch_norm_and_biases(wrn):
@@ -118,98 +102,3 @@ def test_weight_decay_spares_batch_norm_and_biases(wrn):
     assert decayed["weight_decay"] == 5e-4 and spared["weight_decay"] == 0
     assert {p.ndim for p in decayed["params"]} == {2, 4} and {p.ndim for p in spared["params"]} == {1}
     assert sum(p.numel() for g in (decayed, spared) for p in g["params"]) == count(wrn)
-
-
-# ---------------------------------------------------------------------------------- state on disk
-
-def save(path, state):
-    models.write_whole(path, lambda file: torch.save(state, file))
-
-
-def test_a_checkpoint_comes_back_and_no_other_file_is_left(tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    assert models.load_checkpoint(path) is None
-    for step in (1, 2):
-        save(path, {"step": step, "tensor": torch.arange(4)})
-    assert models.load_checkpoint(path)["step"] == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
-
-
-def damage(path, how):
-    content = bytearray(path.read_bytes())
-    if how == "empty":
-        content = b""
-    elif how == "truncated":
-        content = content[:len(content) // 2]
-    else:
-        content[content.index(b"\x07" * 64) + 5] ^= 1  # inside the tensor's own bytes
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("how", ["empty", "truncated", "bit-flipped"])
-def test_a_damaged_checkpoint_is_refused_by_name_with_what_to_do(tmp_path, how):
-    path = tmp_path / "checkpoint.pt"
-    save(path, {"tensor": torch.full((1000,), 7, dtype=torch.uint8)})
-    damage(path, how)
-    with pytest.raises(ValueError, match="checkpoint.pt is damaged.*--fresh") as error:
-        models.load_checkpoint(path)
-    assert "\n" not in str(error.value)
-
-
-def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    path = tmp_path / "checkpoint.pt"
-    torch.save({"step": Evil()}, path)
-    with pytest.raises(ValueError, match="damaged or unsafe"):
-        models.load_checkpoint(path)
-    path.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match="damaged or unsafe"):
-        models.load_checkpoint(path)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "log.csv"
-    models.write_whole(path, lambda file: file.write(b"old"))
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError):
-        models.write_whole(path, lambda file: file.write(b"new"))
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["log.csv"]
-
-
-def test_a_directory_is_held_by_one_process_at_a_time(tmp_path):
-    first = models.hold(tmp_path)
-    with pytest.raises(ValueError, match="in use by another process"):
-        models.hold(tmp_path)
-    first.close()
-    models.hold(tmp_path).close()
-
-
-def test_bf16_is_not_chosen_where_the_processor_emulates_it(monkeypatch):
-    for flags, expected in (({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
-        assert models.choose_device("cpu", "auto") == ("cpu", expected)
-    assert models.choose_device("cpu", "bf16") == ("cpu", "bf16")
-
-
-def test_what_does_not_fit_half_of_a_gpu_stays_on_the_host(monkeypatch):
-    """The meta device stands for a GPU with 1,000 bytes free: a tensor that was moved there cannot be read."""
-    parts = dict(labels=torch.zeros(3), unlabeled=torch.zeros(50, dtype=torch.uint8), test=torch.zeros(2))
-    Sets = collections.namedtuple("Sets", parts)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-    assert {p.device.type for p in models.place(Sets(**parts), torch.device("meta"))} == {"meta"}
-    large = models.place(Sets(**parts | {"unlabeled": torch.zeros(501, dtype=torch.uint8)}), torch.device("meta"))
-    assert [p.device.type for p in large] == ["meta", "cpu", "meta"]
-
-
-@pytest.mark.parametrize("name", ["cuda:99", "tpu", "cuda:x", ""])
-def test_an_absent_device_is_refused(name):
-    with pytest.raises(ValueError, match="--device"):
-        models.choose_device(name, "fp32")

@@ -1,0 +1,126 @@
+"""CReST+ (Wei et al. 2021): generations of FixMatch, each from new weights, U without L.
+
+Within a generation p(u) is aligned, with t from 1 in the first to 0.5 in the last. After it the network predicts all
+of U, and each class gives its most confident images, with that label, to the first labeled set: the next one's.
+"""
+
+import argparse
+import functools
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import ablations
+import evaluate
+import models
+import train
+from baselines_fixmatch import Buffers, figures, forward
+from losses import confidence_mask, consistency_loss, supervised_loss
+
+GENERATIONS = 6  # the authors'
+
+
+def align(probs, p_labeled, running, t):
+    """p(u) (P_L^t / sum P_L^t + 1e-6) / (running mean of p + 1e-6), rows normalised. probs: (U, K); priors: (K,)."""
+    target = F.normalize(p_labeled ** t, p=1, dim=0)
+    return F.normalize(probs * (target + 1e-6) / (running + 1e-6), p=1, dim=1)
+
+
+def sampling_rates(counts):
+    """Share that a class gives, (1/gamma)^((K-1-r)/(K-1)/3), r its place by labeled size counts (K,), 0 = largest."""
+    K = len(counts)
+    place = counts.argsort(descending=True, stable=True).argsort().double()
+    return (counts.min() / counts.max()) ** ((K - 1 - place) / (K - 1) / 3)
+
+
+def most_confident(probs, counts):
+    """Of the images predicted as a class, the most confident share `sampling_rates`: (indices, labels)."""
+    confidence, predicted = probs.max(dim=1)
+    chosen = []
+    for k, rate in enumerate(sampling_rates(counts).tolist()):
+        mine = (predicted == k).nonzero().squeeze(1)
+        mine = mine[confidence[mine].argsort(descending=True)]
+        chosen.append(mine[:math.ceil(rate * len(mine) - 1e-9)])
+    chosen = torch.cat(chosen)
+    return chosen, predicted[chosen]
+
+
+def predictions(config, sets, directory):
+    """p(u) of all unlabeled images by the EMA network of a finished generation: (N, K)."""
+    state = train.read_checkpoint(directory / "checkpoint.pt")
+    if not state or not state["result"]:
+        raise ValueError(f"{directory} holds no finished generation, which the next one needs")
+    model = models.build(config.model, len(sets.classes)).eval()
+    model.load_state_dict(state["ema"])
+    model = model.to(config.device)
+    statistics = sets.mean.to(config.device), sets.std.to(config.device)
+    parts = sets.unlabeled.split(5000)
+    return torch.cat([evaluate.predict(model, part.to(config.device), *statistics) for part in parts]).softmax(dim=1)
+
+
+def prepare(config, before=None):
+    """The run of a generation; before: the directory of the one before, None in the first. ValueError."""
+    sets = ablations.sets_of(config, unite=False)
+    counts = torch.bincount(sets.labels, minlength=len(sets.classes))
+    if before:
+        index, labels = most_confident(predictions(config, sets, before), counts)
+        sets = sets._replace(labeled=torch.cat([sets.labeled, sets.unlabeled[index]]),
+                             labels=torch.cat([sets.labels, labels]))
+    run = train.setup(config, sets)
+    run.extra["first"] = Buffers(counts=counts.to(run.device))        # of the first labeled set, which leads the others
+    return run
+
+
+def step(run, labeled, labels, unlabeled, hidden_labels, draws, t):
+    """train_step's arguments and t. The log's pseudo-label accuracy is that of the raw p(u)."""
+    logits_labeled, logits_weak, logits_strong = forward(run, labeled, unlabeled, draws)
+    probs = logits_weak.detach().softmax(dim=1)                       # p(u), (U, K)
+    counts = run.extra["first"].counts
+    aligned = align(probs, counts / counts.sum(), run.estimator.q_hat, t)
+    mask = confidence_mask(aligned, run.config.threshold)
+    run.estimator.update(probs)                                       # the running mean of p
+
+    loss_s = supervised_loss(logits_labeled, labels, None, None)
+    loss_u = consistency_loss(logits_strong, aligned, mask, None, None)
+    train.update(run, loss_s + loss_u)
+    return figures(loss_s, loss_u, mask, probs.argmax(dim=1), hidden_labels)
+
+
+def variant_of(generations):
+    """The run's name, which tells another number of generations."""
+    return "crest" if generations == GENERATIONS else f"crest-generations{generations}"
+
+
+def directory_of(out, generation, generations):
+    """A generation's directory: the last one's is the run's."""
+    return out if generation == generations - 1 else out / f"generation{generation}"
+
+
+def prepare_last(config):
+    """The run of the last generation, of a finished run in config.out."""
+    number = config.variant.removeprefix("crest").removeprefix("-generations")
+    generations = int(number or GENERATIONS)
+    before = directory_of(Path(config.out), generations - 2, generations) if generations > 1 else None
+    return prepare(config, before)
+
+
+def main(arguments):
+    """Train the generations one after the other, each a run of its own; a finished one is not repeated."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--generations", type=int, default=GENERATIONS)
+    options, arguments = parser.parse_known_args(arguments)
+    G = options.generations
+    if not 1 <= G <= 100:
+        raise ValueError(f"--generations {G} must be from 1 to 100")
+    variant = variant_of(G)
+    out = Path(train.parse(arguments, variant)[0].out)
+    for g in range(G):
+        before = directory_of(out, g - 1, G) if g else None
+        t = 1 - 0.5 * g / max(G - 1, 1)
+        status = train.main([*arguments, "--out", str(directory_of(out, g, G))], variant,
+                            functools.partial(prepare, before=before), functools.partial(step, t=t))
+        if status:
+            return status
+    return 0

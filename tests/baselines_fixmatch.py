@@ -1,0 +1,56 @@
+"""What the methods beside this file share: FixMatch's forward pass, a step's figures for the log, a second last layer.
+
+Symbols as in losses.py: f = logits, w and W = weak and strong view, p(u) = sigma(f(w(u))), M(u) = the confidence mask.
+"""
+
+import copy
+
+import torch
+
+import data
+
+
+class Buffers(torch.nn.Module):
+    """Tensors that a method keeps between steps, by name; in `run.extra` the checkpoint carries them."""
+
+    def __init__(self, **tensors):
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+
+def forward(run, labeled, unlabeled, draws):
+    """f of the labeled, weak and strong views in one pass, as in train_step: (B, K), (U, K), (U, K)."""
+    logits = run.forward(labeled, unlabeled, draws)
+    return logits.split([len(labeled), len(unlabeled), len(unlabeled)])
+
+
+def figures(loss_s, loss_u, mask, pseudo_labels, hidden_labels):
+    """What a step returns for the log. pseudo_labels: (U,), counted where the mask is 1."""
+    right = mask * (pseudo_labels == hidden_labels)
+    return {"loss_s": loss_s.detach(), "loss_u": loss_u.detach(), "loss_uc": torch.zeros_like(loss_s),
+            "mask_rate": mask.sum() / len(mask), "right_rate": right.sum() / len(mask)}
+
+
+def last(model):
+    """A network's last layer: its name, WideResNet's `linear` or ResNet's `fc`, and the layer."""
+    return list(model.named_children())[-1]
+
+
+def with_last(model, layer):
+    """The network with another last layer; all else is shared. With the identity it gives the features, (N, D)."""
+    shared = {id(child): child for child in model.children()}
+    model = copy.deepcopy(model, shared)  # copies the outer module alone
+    setattr(model, last(model)[0], layer)
+    return model
+
+
+def features(model, sets, images):
+    """Features of uint8 images (N, 3, H, W): (N, D)."""
+    return with_last(model, torch.nn.Identity())(data.normalize(images, sets.mean, sets.std))
+
+
+def balanced(labels, size, generator):
+    """Indices of images, every class equally probable. labels: (N,) on the generator's device. Returns (size,)."""
+    weights = 1 / torch.bincount(labels).double()[labels]
+    return torch.multinomial(weights, size, replacement=True, generator=generator)

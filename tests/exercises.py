@@ -1,0 +1,346 @@
+"""The exercises of a course: hand them out and grade them.
+
+    python tests/exercises.py blank smooth adjust            # or: blank all
+    python tests/exercises.py blank all --no-formula --out homework
+    python tests/exercises.py grade homework                 # without a directory: the project this file is in
+
+`blank` writes a copy of the project in which these functions raise NotImplementedError; some exercises are
+answered in the copy's answers.py. `grade` prints one line per exercise, "passed" or the first property that
+failed. It runs the tests that stand beside this file, whatever became of those in the directory.
+"""
+
+import argparse
+import ast
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tokenize
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+MODULES = ["priors.py", "losses.py", "data.py", "models.py", "evaluate.py", "train.py"]
+HANDED_OUT = "exercises.txt"              # in a copy: the names of its exercises
+HEADING = "## For a course: exercises"    # in the README, above the table
+NOT_COPIED = {"test_wrong_solutions.py",  # it holds the solutions
+              "test_results.py"}          # it needs .github/results
+
+
+class Exercise(NamedTuple):
+    """Its tests in test_exercises.py begin with test_<name>_, so that `pytest -k <name>` runs them."""
+    name: str
+    place: str  # module.function, module.Class.method or module.TABLE
+    about: str  # the cell in the README's table
+
+
+EXERCISES = [
+    Exercise("alpha_schedule", "priors.alpha_schedule", "the schedule of alpha"),
+    Exercise("smooth", "priors.smooth", "the smoothed target prior"),
+    Exercise("imbalance_temperature", "priors.imbalance_temperature", "T from a KL divergence: which of the two?"),
+    Exercise("adjust", "losses.adjust", "Bayes' rule under label shift"),
+    Exercise("complementary_loss", "losses.complementary_loss", "CCR; when is its gradient zero?"),
+    Exercise("weak", "data.weak", "pad, crop and flip a whole batch, each image by its own draws"),
+    Exercise("reliability", "evaluate.reliability", "the bins behind ECE and MCE (Guo et al. 2017)"),
+    Exercise("ema_update", "models.EMA.update", "the moving average of weights; buffers are copied"),
+    Exercise("estimator_update", "priors.PriorEstimator.update", "the estimate of the unlabeled prior"),
+    Exercise("half_life", "answers.half_life", "how long does that estimate remember a wrong start?"),
+    Exercise("at_target", "answers.at_target", "a trained classifier at another prior: derive the log-ratio"),
+    Exercise("temperature_of_counts", "answers.temperature_of_counts", "why T is 1 when all classes have one size"),
+    Exercise("gradient_limit", "answers.gradient_limit", "what becomes of CCR's gradient as T grows?"),
+    Exercise("own_method", "losses.METHODS", "a row of your own in the family of methods"),
+]
+NAMES = [exercise.name for exercise in EXERCISES]
+PLACES = {exercise.name: exercise.place for exercise in EXERCISES}
+
+ANSWERS = {
+    "": '''"""Answers to the exercises that are no function of the paper."""
+
+import math
+
+import torch
+''',
+    "half_life": '''
+def half_life(momentum):
+    """After how many steps has Qhat forgotten half of a wrong start?
+
+    Let every batch have the mean prediction Q, and let the estimate start at some other prior. The difference
+    between the two shrinks at each update by the same factor.
+
+    momentum: m of PriorEstimator, in (0, 1). Returns the number of updates, as a float or rounded.
+    """
+    raise NotImplementedError("answers.half_life is yours to write")
+''',
+    "at_target": '''
+def at_target(logits, source, target):
+    """The logits, at class prior `target`, of a classifier that was trained where the prior is `source`.
+
+    It was trained with plain cross-entropy, so its softmax is the posterior at `source`. The classes look the same
+    everywhere, P(x|y) does not change; only their frequencies do. The toy that tests it: two Gaussians of deviation
+    1 at -1 and +1. A sum of two terms is enough; derive it from Bayes' rule. Compare with losses.adjust: why is the
+    sign another?
+
+    logits: (N, K); source, target: (K,) priors without zeros. Returns (N, K).
+    """
+    raise NotImplementedError("answers.at_target is yours to write")
+''',
+    "temperature_of_counts": '''
+def temperature_of_counts(counts):
+    """CCR's temperature from class sizes, as the ratio of two kinds of mean of these sizes.
+
+    Insert Q(y) = N_y / sum_j N_j into T: which means are they, and which inequality between them says that T is at
+    least 1, and that it is 1 exactly where all classes have one size?
+
+    counts: a list of K positive numbers, K up to thousands. Returns a float.
+    """
+    raise NotImplementedError("answers.temperature_of_counts is yours to write")
+''',
+    "gradient_limit": '''
+def gradient_limit(logits, probs):
+    """How fast does CCR's gradient vanish as T grows?
+
+    Take one sample, not masked and not adjusted. The gradient g(T) of its loss with respect to the logits f(W(u))
+    falls like a power of T: T^n g(T) tends to a limit that is neither zero nor infinite. Expand both softmaxes to
+    first order in 1/T. (What, then, does a large T do to the weight of L_uc beside L_s?)
+
+    logits: (K,) f(W(u)); probs: (K,) p(u), without zeros. Returns n and the limit (K,), found without autograd.
+    """
+    raise NotImplementedError("answers.gradient_limit is yours to write")
+''',
+    "own_method": '''
+# own_method: add a row of your own to METHODS in losses.py, a combination that the table does not have yet. Say
+# here what you expect of it under reversed shift and why, then run it against its neighbours with the same seeds:
+#     python train.py --method <its name> --seed 0
+''',
+}
+
+
+# ------------------------------------------------------------------------------------------ hand out
+
+def find(tree, path):
+    """The node of a function "name" or a method "Class.name" in a module's syntax tree."""
+    node = tree
+    for name in path.split("."):
+        node = next(n for n in node.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name)
+    return node
+
+
+def head(source, path):
+    """The lines of a function before its docstring: decorators and signature, as the module has them."""
+    node = find(ast.parse(source), path)
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return "\n".join(source.splitlines()[first - 1:node.body[0].lineno - 1])
+
+
+def empty(source, place):
+    """A module's text with one function's body, docstring apart, replaced by NotImplementedError."""
+    node, lines = find(ast.parse(source), place.partition(".")[2]), source.splitlines()
+    body = node.body[0]
+    start = body.end_lineno if ast.get_docstring(node) is not None else body.lineno - 1
+    indent = " " * body.col_offset
+    lines[start:node.end_lineno] = [f'{indent}raise NotImplementedError("{place} is yours to write")']
+    return "\n".join(lines) + "\n"
+
+
+# an assignment, a power, an exponential, a logarithm, or an equation that computes something
+FORMULA = re.compile(r"<-|←|Σ|[^\d]\^|\b(exp|log) ?[(A-Z]| = .*(\b(sum|mean|max)_| · |\d [-+/*]|[-+/*] \d)", re.S)
+
+
+def hide(text):
+    """Replace each clause that holds a formula. A clause ends at . , : or ; outside of brackets."""
+    depth, start, clauses = 0, 0, []
+    for i, character in enumerate(text):
+        depth = max(0, depth + (character in "([") - (character in ")]"))
+        if character in ".,:;" and depth == 0 and text[i + 1:i + 2] in ("", " ", "\n"):
+            clauses += [text[start:i], character]
+            start = i + 1
+    clauses.append(text[start:])
+    for i, clause in enumerate(clauses):
+        if FORMULA.search(clause):
+            clauses[i] = clause.replace(clause.strip(), "[formula]")
+    return "".join(clauses)
+
+
+def hide_in_paragraph(text, indent):
+    """An indented equation vanishes whole; of running text only the clauses that are formulas."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if lines and FORMULA.search(text) and all(line.startswith(" " * (indent + 4)) for line in lines):
+        return " " * (indent + 4) + "[formula]"
+    return hide(text)
+
+
+def without_formulas(source):
+    """A module's text without the formulas in its docstrings and comments."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column] + "#" + hide(token.string[1:])
+    documented = [node for node in ast.walk(ast.parse(source)) if isinstance(
+        node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None]
+    for node in sorted(documented, key=lambda node: -node.body[0].lineno):  # from below, so that line numbers hold
+        doc = node.body[0]
+        before, text, after = "\n".join(lines[doc.lineno - 1:doc.end_lineno]).split('"""')
+        paragraphs = re.split(r"(\n[ \t]*\n)", text)
+        text = "".join(hide_in_paragraph(part, doc.col_offset) for part in paragraphs)
+        lines[doc.lineno - 1:doc.end_lineno] = f'{before}"""{text}"""{after}'.splitlines()
+    return "\n".join(lines) + "\n"
+
+
+def without_formulas_in_readme(text):
+    """The same for the README: its table of paper and code, and its prose; commands stay."""
+    parts, fenced = [], False
+    for line in text.splitlines():
+        fenced ^= line.startswith("```")
+        if line.startswith("|") and ".py)" in line:
+            line = "|".join(hide(cell) if "](" not in cell else cell for cell in line.split("|"))
+        elif not (fenced or line.startswith(("|", "    "))):
+            line = hide(line)
+        parts.append(line)
+    return "\n".join(parts) + "\n"
+
+
+def blank(names, directory, formulas=True):
+    """Write a copy of the project in which these exercises are open. ValueError where something is already."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} exists and is not empty; name another --out")
+    (directory / "tests").mkdir(parents=True, exist_ok=True)
+    files = [*MODULES, "README.md", "requirements.txt"]
+    files += [f"tests/{path.name}" for path in sorted(HERE.iterdir())
+              if path.suffix in (".py", ".json") and path.name not in NOT_COPIED]
+    for name in files:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if not formulas and name in MODULES:
+            text = without_formulas(text)
+        if not formulas and name == "README.md":
+            text = without_formulas_in_readme(text)
+        for exercise in names:
+            place = PLACES[exercise]
+            if place.startswith(name.removesuffix(".py") + ".") and exercise not in ANSWERS:
+                text = empty(text, place)
+        (directory / name).write_text(text, encoding="utf-8")
+    answers = [ANSWERS[name] for name in names if name in ANSWERS]
+    if answers:
+        (directory / "answers.py").write_text("\n".join([ANSWERS[""], *answers]), encoding="utf-8")
+    (directory / HANDED_OUT).write_text("\n".join(names) + "\n", encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------- grade
+
+def run(names, directory, timeout):
+    """Run the tests of some exercises on a directory's modules, in a process of its own.
+
+    Returns {name: the first property that failed, or None}, or a sentence where the process came to no end.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.xml"
+        command = [sys.executable, "-m", "pytest", str(HERE / "test_exercises.py"), "-k", " or ".join(names),
+                   "--noconftest", "-q", "--assert=plain", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        environment = {**os.environ, "ADELLO_EXERCISES": str(directory), "PYTHONDONTWRITEBYTECODE": "1",
+                       "PYTEST_ADDOPTS": ""}
+        try:
+            done = subprocess.run(command, cwd=scratch, env=environment, timeout=timeout, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+        except subprocess.TimeoutExpired:
+            return f"no end within {timeout} seconds: an endless loop?"
+        if not report.exists():
+            return f"pytest stopped: {(done.stdout.strip().splitlines() or ['without a word'])[-1]}"
+        found = {}
+        for case in xml.etree.ElementTree.parse(report).iter("testcase"):
+            name = exercise_of(case.get("name"))
+            trouble = [part for part in case if part.tag in ("failure", "error", "skipped")]
+            if found.get(name) is None and name:
+                found[name] = sentence(trouble[0].get("message", "")) if trouble else None
+    return {name: found.get(name, "its tests did not run") for name in names}
+
+
+def exercise_of(test):
+    """The exercise that a test belongs to, by its name: the longest that fits."""
+    return max((name for name in NAMES if test.startswith(f"test_{name}_")), key=len, default=None)
+
+
+def sentence(message):
+    """pytest's message of a failure, down to the sentence that the test says."""
+    message = re.sub(r'^failed on setup with "', "", message).strip()
+    message = re.sub(r"^(AssertionError|NotImplementedError): ", "", message)
+    message = message.encode("ascii", "replace").decode()  # for any console
+    lines = [line.strip() for line in message.splitlines()] or ["failed"]
+    if lines[0].startswith("File "):  # Python's report of a module that it cannot read ends with the reason
+        return f"{lines[-1]} {lines[0]}".replace('"', "")
+    return lines[0].rstrip('"')
+
+
+def grade(directory, timeout=120):
+    """Print a line for each exercise handed out in a directory, and a count. Returns the exit status."""
+    names = NAMES
+    if (directory / HANDED_OUT).exists():
+        listed = (directory / HANDED_OUT).read_text(encoding="utf-8").split()
+        names = [name for name in NAMES if name in listed]
+    elif not (directory / "answers.py").exists():
+        names = [name for name in NAMES if name not in ANSWERS]
+    found = run(names, directory, timeout)
+    if isinstance(found, str) and len(names) == 1:
+        found = {names[0]: found}
+    elif isinstance(found, str):  # one of them stops the others: each alone
+        found = {}
+        for name in names:
+            alone = run([name], directory, timeout // 2)
+            found[name] = alone if isinstance(alone, str) else alone[name]
+    width = max(map(len, names), default=0)
+    for name in names:
+        print(f"{name:{width}}  " + ("passed" if found[name] is None else f"failed: {found[name]}"))
+    passed = sum(found[name] is None for name in names)
+    print(f"{passed} of {len(names)} passed")
+    return 0 if passed == len(names) else 1
+
+
+# -------------------------------------------------------------------------------------- command line
+
+def table():
+    """The README's table of exercises, Markdown: a row per module."""
+    lines = ["| write in | NAME: what it is about |", "| --- | --- |"]
+    for module in dict.fromkeys(place.partition(".")[0] for place in PLACES.values()):
+        inside = [f"`{name}`: {about}" for name, place, about in EXERCISES if place.startswith(f"{module}.")]
+        lines.append(f"| `{module}.py` | {'; '.join(inside)} |")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    """The command line. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    hand_out = commands.add_parser("blank", help="write a copy of the project with open exercises")
+    hand_out.add_argument("names", nargs="+", metavar="NAME", choices=["all", *NAMES, *PLACES.values()],
+                          help="all, or some of: " + ", ".join(NAMES))
+    hand_out.add_argument("--no-formula", action="store_true", help="without the formulas in docstrings and README")
+    hand_out.add_argument("--out", default="exercises", help="the copy's directory (default: %(default)s)")
+    graded = commands.add_parser("grade", help="one line per exercise: passed, or the first property that failed")
+    graded.add_argument("directory", nargs="?", default=ROOT, help="a copy (default: the project of this file)")
+    commands.add_parser("table", help="the README's table of exercises")
+    options = parser.parse_args(argv)
+    if options.command == "table":
+        print(table())
+        return 0
+    try:
+        if options.command == "grade":
+            directory = Path(options.directory).resolve()
+            if not (directory / "priors.py").exists():
+                raise ValueError(f"{directory} holds no copy of the project")
+            return grade(directory)
+        asked = {"all": NAMES}.get(options.names[0], options.names)
+        names = [e.name for e in EXERCISES if e.name in asked or e.place in asked]
+        blank(names, Path(options.out), not options.no_formula)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {', '.join(names)}")
+    print(f"then: python {Path(options.out) / 'tests' / 'exercises.py'} grade")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,543 @@
+"""The evidence: finished runs as a few files in .github/results, and the tables and pictures that are made from them.
+
+    python tests/results.py collect RUN [RUN ...]   # add finished runs; one of the same name is replaced
+    python tests/results.py write                   # the tables on both pages and the pictures, from the files
+    python tests/results.py check                   # do files, pages and pictures agree?
+
+runs.csv has one row per run: what it is, its figures, the command and the commit. The tables are made from it alone.
+settings.csv is config.json, logs.csv.gz is log.csv, classes.csv.gz and reliability.csv.gz hold the vectors of
+result.json, numbers as the run wrote them; published.csv holds the paper's. On a page a table stands under
+<!-- table: NAME -->, and a decimal or an "m of n" in a sentence has to stand in a table of the same page.
+"""
+
+import csv
+import dataclasses
+import fnmatch
+import functools
+import gzip
+import io
+import json
+import re
+import statistics
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import evaluate
+import train
+from evaluate import spread
+
+RESULTS = ROOT / ".github" / "results"
+PAGES = ROOT / "README.md", RESULTS / "README.md"
+FILES = "runs.csv", "settings.csv", "logs.csv.gz", "classes.csv.gz", "reliability.csv.gz"
+VECTORS = "classes", "per_class_accuracy", "q_hat", "p_labeled", "q_true"  # of result.json, one entry per class
+BINS = "share", "accuracy", "confidence"
+IDENTITY = "run", "dataset", "method", "variant", "shift", "gamma_l", "gamma_u", "seed"
+FIGURES = ("accuracy", "balanced_accuracy", "ece", "mce", "nll", "step", "seconds", "temperature", "kl_q_qhat",
+           "kl_uniform_qhat", "brier", "balanced_accuracy_mean", "evaluations_in_mean")  # the last three: older runs
+DERIVED = "head", "medium", "tail", "overconfidence"
+ORIGIN = "changes", "command", "commit", "torch", "threads", "machine", "device", "precision"
+
+LABELS = {  # in the order of the paper's plot, the worst calibrated method first
+    "supervised": "supervised", "fixmatch": "FixMatch", "fixmatch+la": "FixMatch + LA", "ccr": "FixMatch + CCR",
+    "darp": "DARP", "darp+crt": "DARP + cRT", "debiaspl": "DebiasPL", "crest": "CReST+", "crest+la": "CReST+ + LA",
+    "abc": "ABC", "udal": "UDAL", "cossl": "CoSSL", "flexda": "FlexDA", "adello": "ADELLO", "kd": "FlexDA + KD",
+    "oracle": "oracle"}
+SHIFTS = "reversed", "uniform", "consistent"
+
+
+# --------------------------------------------------------------------------------------------- files
+
+def load(name):
+    """The rows of a file, dicts of text; none where there is no file."""
+    path = RESULTS / name
+    return parsed(path.read_bytes(), path.suffix == ".gz") if path.exists() else []
+
+
+@functools.lru_cache(maxsize=16)
+def parsed(content, packed):
+    text = (gzip.decompress(content) if packed else content).decode()
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def store(name, rows):
+    """Write a file: the columns of all rows, in the order of their first appearance."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, dict.fromkeys(key for row in rows for key in row), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    content = text.getvalue().encode()
+    (RESULTS / name).write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
+
+
+def text_of(value):
+    """The text of a cell: floats by repr, null as the empty cell."""
+    return value or "" if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def value_of(text):
+    """What `text_of` was given."""
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return text
+
+
+def rows_of(name, pattern, seeds=None):
+    """The rows of a file whose run fits a pattern, * for anything; with seeds, those called <pattern>-s<seed>."""
+    names = [pattern] if seeds is None else [f"{pattern}-s{seed}" for seed in seeds]
+    fits = re.compile("|".join(map(fnmatch.translate, names)))
+    return [row for row in load(name) if fits.match(row["run"])]
+
+
+def finished(pattern, seeds=None):
+    """Collected runs as evaluate.read_run gives them, chosen as `rows_of` does."""
+    parts = {}
+    for name in FILES:
+        for row in rows_of(name, pattern, seeds):
+            cells = {key: cell for key, cell in row.items() if key != "run"}
+            parts.setdefault(row["run"], {}).setdefault(name, []).append(cells)
+    found = []
+    for run, part in parts.items():
+        (row,), (settings,), log, classes, bins = (part[name] for name in FILES)
+        config = {key: value_of(cell) for key, cell in settings.items()}
+        result = {key: value_of(cell) for key, cell in row.items() if key not in (*IDENTITY, *DERIVED, *ORIGIN)}
+        for key in VECTORS:
+            values = [value_of(line[key]) for line in classes]
+            result[key] = None if values == [None] * len(values) else values
+        result["reliability"] = [[float(line[key]) for key in BINS] for line in bins]
+        log = [{key: float(cell) for key, cell in line.items()} for line in log]
+        found.append(evaluate.FinishedRun(Path(run), config, result, log))
+    return found
+
+
+# ------------------------------------------------------------------------------------------- collect
+
+def name_of(config):
+    """The method's name; that of a script's variant is its own."""
+    return config.get("variant") or config["method"]
+
+
+def gamma_u(config):
+    """Imbalance of the unlabeled set, below 1 reversed; None where the images come as they are."""
+    if config["imb_u"] or not config["imb"]:
+        return config["imb_u"]
+    return {"consistent": config["imb"], "uniform": 1.0, "reversed": 1 / config["imb"]}.get(config["shift"])
+
+
+def words(options):
+    """Options as a command line has them."""
+    return [word for key, value in options.items()
+            for word in ("--" + key.replace("_", "-"), str(value).removesuffix(".0"))]
+
+
+def options_of(config):
+    """The options that give these settings, added one by one until train.parse finds no other difference."""
+    free = {"out", "variant", "device", "compile", "precision"}
+    if config["dataset"] != "folder":
+        free.add("data_dir")
+    given = {}
+    while True:
+        reached = dataclasses.asdict(train.parse(words(given), config.get("variant"))[0])
+        other = [key for key in reached if key not in free and reached[key] != config[key]]
+        wanted = sorted((key for key in other if config[key] is not None and key not in given),
+                        key=lambda key: key == "warmup_steps")  # it follows from --steps, mostly
+        if not wanted:
+            break
+        given[wanted[0]] = config[wanted[0]]
+    if other:
+        raise ValueError(f"{config['out']}: no options lead to its {', '.join(other)}")
+    return given
+
+
+def command_of(config, name):
+    """A run's command, and those of its options that change the preset's training."""
+    variant = config.get("variant")
+    base, _, later = (variant or "").rpartition("+")
+    if base:  # made from a finished run
+        return f"python tests/baselines.py {later} runs/{name.replace(variant, base)}", ""
+    given = options_of(config)
+    usual = "dataset", "data_dir", "method", "shift", "imb", "imb_u", "seed"
+    changes = words({key: value for key, value in given.items() if key not in usual})
+    if Path(train.parse(words(given), variant)[0].out).name != name:
+        given["out"] = f"runs/{name}"
+    given["precision"] = config["precision"]
+    script = "train.py"
+    if variant in LABELS:
+        script = f"tests/baselines.py {variant}"
+        given.pop("method", None)  # the script's own
+    elif variant:
+        script = f"tests/ablations.py {variant.removesuffix('-' + config['method'])}"
+    return " ".join(["python", script, *words(given)]), " ".join(changes)
+
+
+def commit():
+    """The commit that the working tree stands on, with +changes where a module or a script differs from it."""
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    code = [*(f"{name}.py" for name in "data models losses priors evaluate train".split()), "tests/baselines*.py",
+            "tests/ablations.py"]
+    changed = git("diff", "--quiet", "HEAD", "--", *code).returncode
+    return git("rev-parse", "HEAD").stdout.strip() + "+changes" * bool(changed)
+
+
+def lines_of(run, log, command, changes, commit):
+    """A run's rows for each of the files. log: the rows of log.csv as text."""
+    config, result = run.config, run.result
+    made = config.get("made_with") or {}
+    name = run.directory.name
+    shift = config["shift"] if config["shift"] in SHIFTS else None
+    identity = (name, config["dataset"], config["method"], config.get("variant"), shift, config["imb"], gamma_u(config),
+                config["seed"])
+    over = sum(share * (confidence - accuracy) for share, accuracy, confidence in result["reliability"])
+    origin = (changes, command, commit, made.get("torch"), made.get("threads"), made.get("device"), config["device"],
+              config["precision"])
+    row = dict(zip(IDENTITY, identity, strict=True))
+    row |= {key: value for key, value in result.items() if key in FIGURES}
+    row |= dict(zip(DERIVED, (*evaluate.thirds(result), over), strict=True))
+    row |= dict(zip(ORIGIN, origin, strict=True))
+    classes = range(len(result["classes"]))
+    return {
+        "runs.csv": [row],
+        "settings.csv": [{"run": name} | config],
+        "logs.csv.gz": [{"run": name} | line for line in log],
+        "classes.csv.gz": [{"run": name} | {key: result[key] and result[key][k] for key in VECTORS} for k in classes],
+        "reliability.csv.gz": [{"run": name, "bin": i} | dict(zip(BINS, values, strict=True))
+                               for i, values in enumerate(result["reliability"], 1)]}
+
+
+def add(new):
+    """Add runs, a dict name -> what `lines_of` gives, to the files, in the place of those of the same name."""
+    for name in FILES:
+        rows = [row for row in load(name) if row["run"] not in new]
+        rows += [{key: text_of(value) for key, value in row.items()} for lines in new.values() for row in lines[name]]
+        store(name, sorted(rows, key=lambda row: row["run"]))
+
+
+def collect(directories):
+    """Add finished runs. Raises ValueError where a directory is none, or where its settings and command disagree."""
+    new = {}
+    for directory in directories:
+        run = evaluate.read_run(directory)
+        with open(run.directory / "log.csv", newline="") as file:
+            log = list(csv.DictReader(file))
+        if run.directory.name in new:
+            raise ValueError(f"two of the runs are called {run.directory.name}")
+        new[run.directory.name] = lines_of(run, log, *command_of(run.config, run.directory.name), commit())
+    add(new)
+    print(f"{len(new)} runs collected, {len(load('runs.csv'))} in all")
+
+
+# -------------------------------------------------------------------------------------------- tables
+# A table has rows {label: names to be put into patterns} and columns {title: function of names and seeds}.
+
+SCORES = "balanced_accuracy", "ece"
+
+
+def figures(rows, *keys):
+    """Mean and deviation of figures over rows of runs.csv, in percent, but for KL and NLL."""
+    cells = []
+    for key in keys:
+        scale, digits = (1, 2) if key in ("kl_q_qhat", "nll") else (100, 1)
+        cells.append(spread([scale * float(row[key]) for row in rows], digits))
+    return ", ".join(cells)
+
+
+def mean(pattern, *keys):
+    """A column: figures of the runs of a pattern, of which all seeds have to be there, or none."""
+    def cell(names, seeds):
+        rows = rows_of("runs.csv", pattern.format(*names), seeds)
+        if rows and len(rows) != len(seeds):
+            held = [int(row["seed"]) for row in rows]
+            raise ValueError(f"{pattern.format(*names)} should have the seeds {[*seeds]}, but has {held}")
+        return figures(rows, *keys) if rows else "–"
+    return cell
+
+
+def gain(first, second, key="balanced_accuracy"):
+    """A column: the difference of paired runs in points, and in how many pairs the first is the better one.
+
+    Pairs have the same gamma_u and seed, hence the same split, initial weights and order of the images.
+    """
+    def cell(names, seeds):
+        patterns = first.format(*names), second.format(*names)
+        others = {(row["gamma_u"], row["seed"]): row for row in rows_of("runs.csv", patterns[1], seeds)}
+        pairs = [(row, others.get((row["gamma_u"], row["seed"]))) for row in rows_of("runs.csv", patterns[0], seeds)]
+        differences = [100 * (float(a[key]) - float(b[key])) for a, b in pairs if b]
+        if not differences or patterns[0] == patterns[1]:
+            return "–"
+        better = sum(difference < 0 if key == "ece" else difference > 0 for difference in differences)
+        sign = "+" if statistics.mean(differences) >= 0 else ""
+        return f"{sign}{spread(differences)} ({better} of {len(differences)})"
+    return cell
+
+
+def where(pattern):
+    """A column: the names of the runs without the seed, as `rows_of` takes them."""
+    return lambda names, seeds: f"`{pattern.format(*names)}`"
+
+
+def table(what, rows, columns, seeds):
+    """Markdown. A row of which no run is there is left out."""
+    lines = [[what, *columns], ["---"] * (1 + len(columns))]
+    for label, names in rows.items():
+        names = (names,) if isinstance(names, str) else names
+        cells = [column(names, seeds) for column in columns.values()]
+        if any(cell.strip("– /") for cell in cells if not cell.startswith("`")):
+            lines.append([label, *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def methods(*names):
+    return {LABELS[name]: name for name in LABELS if name in names}
+
+
+def by_shift(pattern, rows, seeds, what="balanced accuracy, ECE", keys=SCORES, shifts=SHIFTS):
+    """Figures of each method under each shift."""
+    columns = {shift: mean(pattern.format("{}", shift), *keys) for shift in shifts}
+    return table(f"{what}; {len(seeds)} seeds", rows, columns | {"runs": where(pattern.format("{}", "*"))}, seeds)
+
+
+def closer(pattern, rows, seeds):
+    """Under reversed shift: thirds of the classes, overconfidence, likelihood."""
+    pattern = pattern.format("{}", "reversed")
+    titles = {"head": "head", "medium": "medium", "tail": "tail", "confidence − accuracy": "overconfidence",
+              "NLL": "nll"}
+    columns = {title: mean(pattern, key) for title, key in titles.items()}
+    return table(f"reversed; {len(seeds)} seeds", rows, columns | {"runs": where(pattern)}, seeds)
+
+
+def against(pattern, rows, seeds, shifts=SHIFTS):
+    """ADELLO against each of the others."""
+    columns = {f"{shift}: {what}": gain(pattern.format("adello", shift), pattern.format("{}", shift), key)
+               for shift in shifts for what, key in zip(("accuracy", "ECE"), SCORES)}
+    return table("ADELLO less …", rows, columns, seeds)
+
+
+def changes(rows, seeds):
+    """What a change does, in all pairs of its runs; rows: {change: (runs with it, runs without it)}."""
+    return table("change", rows, {
+        "accuracy": gain("{0}", "{1}"), "ECE": gain("{0}", "{1}", "ece"),
+        "runs with it": where("{0}"), "runs without it": where("{1}")}, seeds)
+
+
+def published(dataset):
+    """The paper's figures / those of our runs with the same command, a dash where there are none."""
+    rows = [row for row in load("published.csv") if row["dataset"] == dataset]
+    commands = {}
+    for row in load("runs.csv"):
+        commands.setdefault(re.sub(r" --(seed|precision|out) \S+|-s\d+$", "", row["command"]), []).append(row)
+
+    def beside(setting, key):
+        def cell(names, seeds):
+            for row in rows:
+                if (row["setting"], row["method"]) == (setting, *names):
+                    ours = commands.get(row["command"])
+                    kind = key.replace("accuracy", "balanced_accuracy")
+                    return f"{row[key] or '–'} / {figures(ours, kind) if ours else '–'}"
+            return "–"
+        return cell
+    columns = {f"{row['setting']}: {TITLES[key]}": beside(row["setting"], key)
+               for row in rows for key in TITLES if row[key]}
+    names = {LABELS.get(row["method"], row["method"]): row["method"] for row in rows}
+    return table("published / this code", names, columns, ())
+
+
+def steps():
+    """What a part of the method adds: in the paper on CIFAR-100-LT, and here on shapes."""
+    theirs = {(row["setting"], row["method"]): row for row in load("published.csv")}
+
+    def difference(setting, key):
+        def cell(names, seeds):
+            first, second = (float(theirs[setting, name][key]) for name in names)
+            return f"{first - second:+.1f}"
+        return cell
+    columns = {}
+    for setting, shift, key in (("γ_u 50", "consistent", "accuracy"), ("γ_u 1", "uniform", "accuracy"),
+                                ("γ_u 1/50", "reversed", "accuracy"), ("γ_u 50", "consistent", "ece")):
+        pair = [f"shapes-{{{i}}}-{shift}-imb50" for i in (0, 1)]
+        columns[f"{shift}, {TITLES[key]}: published"] = difference(setting, key)
+        columns[f"{shift}, {TITLES[key]}: here"] = gain(*pair, key.replace("accuracy", "balanced_accuracy"))
+    rows = ("flexda", "fixmatch"), ("ccr", "fixmatch"), ("adello", "fixmatch"), ("adello", "flexda"), ("kd", "adello")
+    return table("difference", {f"{LABELS[a]} less {LABELS[b]}": (a, b) for a, b in rows}, columns, PAIRED)
+
+
+def speed(names=None):
+    """What tests/benchmark.py printed: a name, a value and what is said of it; of all lines or some."""
+    machine, *lines = (RESULTS / "benchmark.txt").read_text(encoding="utf-8").splitlines()
+    rows = []
+    for line in map(str.strip, filter(None, lines)):
+        name, *cells = re.split("  +", line, maxsplit=2) if "  " in line else line.split(": ", 1)
+        if cells and (names is None or name in names):
+            rows.append(f"| {name} | {' | '.join([*cells, ''][:2])} |")
+    return "\n".join([f"| {machine} | | |", "| --- | --- | --- |", *rows])
+
+
+TITLES = {"accuracy": "accuracy", "ece": "ECE", "mce": "MCE"}
+PAIRED = range(10)  # of pairs all that there are, but for the seeds that the noise was chosen by
+SHAPES, CIFAR = "shapes-{}-{}-imb50", "folder-{}-{}-imb100"
+ALL, SWEPT = SHAPES.format("{}", "[ruc]*"), SHAPES.format("{}", "[ruci]*")  # under three shifts, at seven gamma_u
+REVERSED, LONG, WRN = SHAPES.format("{}", "reversed"), "shapes-4500-{}-reversed-imb50", "folder-2000-{}-reversed-imb100"
+FOUR = methods("fixmatch", "udal", "flexda", "adello")
+FAMILY = methods("supervised", "ccr", "kd", "oracle", *FOUR.values())
+PLOT = methods("fixmatch", "darp", "debiaspl", "crest", "abc", "udal", "cossl", "adello")
+OTHERS = methods("fixmatch+la", "darp+crt", "crest+la", *PLOT.values())
+SWEEP = {"50": "consistent", "20": "imbu20", "10": "imbu10", "1": "uniform", "1/10": "imbu0.1", "1/20": "imbu0.05",
+         "1/50": "reversed"}
+NOISES = {f"{noise}, {LABELS[m]}": m if noise == 0.35 else f"noise{noise}" + "-fixmatch" * (m == "fixmatch")
+          for noise in (0.25, 0.3, 0.35, 0.4) for m in ("fixmatch", "adello")}
+PARTS = {name: (ALL.format(a), ALL.format(b)) for name, a, b in (
+    ("ADELLO for FixMatch", "adello", "fixmatch"), ("ADELLO for UDAL", "adello", "udal"),
+    ("FlexDA for FixMatch", "flexda", "fixmatch"), ("FlexDA for UDAL: Q̂ for P_L as the target", "flexda", "udal"),
+    ("CCR added to FixMatch", "ccr", "fixmatch"), ("CCR added to FlexDA: ADELLO", "adello", "flexda"),
+    ("KD for ADELLO: every sample distilled", "kd", "adello"),
+    ("oracle for ADELLO: the true prior as the target", "oracle", "adello"))}
+ADDED = {f"{name}, {shift}": (SHAPES.format(a, shift), SHAPES.format(b, shift)) for name, a, b in (
+    ("DARP for FixMatch", "darp", "fixmatch"), ("DebiasPL for FixMatch", "debiaspl", "fixmatch"),
+    ("CReST+ for FixMatch", "crest", "fixmatch"), ("ABC for FixMatch", "abc", "fixmatch"),
+    ("CoSSL for FixMatch", "cossl", "fixmatch"), ("LA on FixMatch", "fixmatch+la", "fixmatch"),
+    ("cRT on DARP", "darp+crt", "darp"), ("LA on CReST+", "crest+la", "crest")) for shift in SHIFTS}
+UNDONE = {name: (pattern, SHAPES.format("adello", shift)) for name, pattern, shift in (
+    ("batch-norm statistics of labeled, weak and strong images apart", REVERSED.format("separate-statistics"),
+     "reversed"),
+    ("U without L", REVERSED.format("unlabeled-alone"), "reversed"),
+    ("no EMA", REVERSED.format("adello") + "-ema0", "reversed"),
+    ("Q̂ with momentum 0.9", REVERSED.format("adello") + "-momentum0.9", "reversed"),
+    ("Q̂ with momentum 0.999", REVERSED.format("adello") + "-momentum0.999", "reversed"),
+    ("fp32 in place of bf16", REVERSED.format("fp32-adello"), "reversed"),
+    ("T follows Q̂ at every step", SHAPES.format("moving-temperature", "consistent"), "consistent"))}
+
+TABLES = {
+    "short": lambda: by_shift(SHAPES, FOUR, range(5)),
+    "family": lambda: by_shift(SHAPES, FAMILY, range(5)),
+    "parts": lambda: changes(PARTS, PAIRED),
+    "against": lambda: against(SHAPES, methods(*LABELS), PAIRED),
+    "closer": lambda: closer(SHAPES, FAMILY, range(5)),
+    "estimate": lambda: by_shift(SHAPES, FOUR, range(5), "KL(Q‖Q̂)", ["kl_q_qhat"]),
+    "others": lambda: by_shift(SHAPES, OTHERS, range(3)),
+    "added": lambda: changes(ADDED, PAIRED),
+    "longer": lambda: table("reversed, 3 seeds", FOUR, {
+        "1,500 steps": mean(REVERSED, *SCORES), "4,500 steps": mean(LONG, *SCORES), "runs": where(LONG)}, range(3)),
+    "longer-against": lambda: table("4,500 steps, reversed: ADELLO less …", FOUR, {
+        "accuracy": gain(LONG.format("adello"), LONG), "ECE": gain(LONG.format("adello"), LONG, "ece")}, PAIRED),
+    "sweep": lambda: table("balanced accuracy at γ_u; 3 seeds", FOUR, {
+        gamma: mean(SHAPES.format("{}", name), "balanced_accuracy") for gamma, name in SWEEP.items()}, range(3)),
+    "swept": lambda: changes({f"ADELLO for {label}": (SWEPT.format("adello"), SWEPT.format(m))
+                              for label, m in FOUR.items()}, range(3)),
+    "undone": lambda: changes(UNDONE, PAIRED),
+    "noise": lambda: table("noise; seeds 100, 101", NOISES, {
+        shift: mean(SHAPES.format("{}", shift), *SCORES) for shift in ("reversed", "consistent")}, (100, 101)),
+    "noise-longer": lambda: table("noise; seed 100", NOISES, {
+        "reversed, 4,500 steps": mean(LONG, *SCORES), "runs": where(LONG)}, (100,)),
+    "cifar": lambda: by_shift(CIFAR, FOUR, range(3), shifts=SHIFTS[::2]),
+    "cifar-against": lambda: against(CIFAR, FOUR, PAIRED, SHIFTS[::2]),
+    "cifar-closer": lambda: closer(CIFAR, FOUR, range(3)),
+    "cifar-estimate": lambda: by_shift(CIFAR, FOUR, range(3), "KL(Q‖Q̂)", ["kl_q_qhat"], SHIFTS[::2]),
+    "wrn-28-2": lambda: table("WRN-28-2, reversed, seed 0", FOUR, {
+        "balanced accuracy, ECE": mean(WRN, *SCORES), "KL(Q‖Q̂)": mean(WRN, "kl_q_qhat"), "runs": where(WRN)}, (0,)),
+    "steps": steps,
+    "speed": speed,
+    "speed-short": lambda: speed(["step", "conventional", "ratio"]),
+    **{name: functools.partial(published, name)
+       for name in ("CIFAR-10-LT", "CIFAR-100-LT", "STL-10-LT", "ImageNet-127")}}
+
+PICTURES = {  # name: the patterns and seeds of its groups of runs
+    "reliability": ([SHAPES.format(m, "reversed") for m in FOUR.values()], range(5)),
+    "fig3": ([SHAPES.format("adello", shift) for shift in SHIFTS[::-1]], range(5)),
+    "sweep": ([SHAPES.format(m, name) for m in FOUR.values() for name in SWEEP.values()], range(3)),
+    "calibration": ([SHAPES.format(m, "consistent") for m in PLOT.values()], range(3))}
+
+
+# ----------------------------------------------------------------------------------- pages, pictures
+
+NUMBER = r"\d+ of \d+|\d+\.\d+"
+
+
+def page_with(text, different):
+    """A page with its tables made anew. Appends to `different` what is not as the files have it."""
+    def made(match):
+        name, old = match[1], (match[2] or "").strip()
+        if name not in TABLES:
+            raise ValueError(f"no table {name}; there are {', '.join(TABLES)}")
+        new = TABLES[name]()
+        if new != old:
+            different.append(f"table {name} is not as the files have it")
+        return f"<!-- table: {name} -->\n\n{new}\n"
+    text = re.sub(r"^<!-- table: (\S+) -->\n(?:\n((?:\|.*\n)+))?", made, text, flags=re.MULTILINE)
+    sentences = re.sub(r"```.*?```|`[^`]*`|^\|.*?$|\]\([^)]*\)|(arXiv|Python|PyTorch) [\d.]+", "", text,
+                       flags=re.DOTALL | re.MULTILINE)
+    tables = set(re.findall(NUMBER, "\n".join(re.findall(r"^\|.*$", text, flags=re.MULTILINE))))
+    different += [f"{number} in a sentence stands in no table of its page"
+                  for number in re.findall(NUMBER, sentences) if number not in tables]
+    return text
+
+
+def groups_of(name):
+    """The groups of runs that a picture shows, and a checksum of what they hold."""
+    patterns, seeds = PICTURES[name]
+    groups = [group for group in (finished(pattern, seeds) for pattern in patterns) if group]
+    held = repr([(run.directory.name, run.result, run.log) for group in groups for run in group])
+    return groups, f"runs {zlib.crc32(held.encode()):08x}"
+
+
+def disagreements():
+    """What files, pages and pictures do not say alike, a line each."""
+    different = []
+    rows = {row["run"]: row for row in load("runs.csv")}
+    for run in finished("*"):
+        row = rows[str(run.directory)]
+        (made,) = lines_of(run, [], row["command"], row["changes"], row["commit"])["runs.csv"]
+        different += [f"{run.directory}: {key} in runs.csv is {cell}, by the other files {text_of(made.get(key))}"
+                      for key, cell in row.items() if cell != text_of(made.get(key))]
+        different += [f"{run.directory}: {key} in runs.csv is {run.result[key]}, at the end of the log {value}"
+                      for key, value in run.log[-1].items() if run.result.get(key, value) not in (value, None)]
+    for name in PICTURES:
+        path = RESULTS.parent / f"{name}.png"
+        if not path.exists() or groups_of(name)[1].encode() not in path.read_bytes():
+            different.append(f"{path.name} was drawn from other runs")
+    for page in PAGES:
+        found = []
+        page_with(page.read_text(encoding="utf-8"), found)
+        different += [f"{page.relative_to(ROOT)}: {line}" for line in found]
+    return different
+
+
+def write():
+    """Make tables and pictures anew."""
+    import pictures
+    for name in PICTURES:
+        groups, held = groups_of(name)
+        drawn = pictures.DRAWINGS[name](groups)
+        drawn.savefig(RESULTS.parent / f"{name}.png", dpi=130, metadata={"Description": held})
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if (new := page_with(text, [])) != text:
+            page.write_text(new, encoding="utf-8", newline="\n")
+
+
+def main(arguments):
+    """The command line. Returns the exit status."""
+    what, *directories = arguments or [""]
+    try:
+        if what == "collect" and directories:
+            collect(directories)
+        elif arguments == ["write"]:
+            write()
+        elif what.strip("-") == "check" and not directories:
+            different = disagreements()
+            print("\n".join(different) or "files, pages and pictures agree")
+            return int(bool(different))
+        else:
+            raise ValueError("give collect and finished runs, or write, or check")
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,142 @@
+"""Commands with `--device cuda` on a GPU that is not there (fake_cuda.py): devices, dtypes and waits, no numbers."""
+
+import contextlib
+import json
+
+import pytest
+import torch
+
+import baselines
+import data
+import fake_cuda
+import train
+from losses import METHODS
+
+CAPABILITIES = {"H100": (9, 0), "T4": (7, 5)}
+FOLDER = "--dataset folder --n1 20 --m1 20 --imb 4 --image-size 16 --batch-size 8 --model wrn-10-1".split()
+CUDA = "--device cuda --compile off --steps 2 --eval-every 1 --warmup-steps 1".split()
+
+
+@pytest.fixture
+def command(image_folder, tmp_path):
+    """What all commands here have in common; the run is in tmp_path/run."""
+    return [*FOLDER, "--data-dir", str(image_folder), *CUDA, "--out", str(tmp_path / "run")]
+
+
+@pytest.fixture
+def cheap_views(monkeypatch):
+    """Strong views without the fourteen operations, which are the same for every method and take most of a step."""
+    monkeypatch.setattr(data, "strong", lambda images, draws: data.weak(images, draws[:, :3]))
+
+
+def interrupted(function):
+    """A part of a step that Ctrl-C meets at t = 1, after the first evaluation and its checkpoint."""
+    def stopped(run, *rest):
+        if run.step == 1:
+            raise KeyboardInterrupt
+        return function(run, *rest)
+    return stopped
+
+
+def result_of(directory):
+    return json.loads((directory / "result.json").read_text(encoding="utf-8"))
+
+
+def in_steps(gpu):
+    """The waits of the steady state: of getting a batch and of a step."""
+    return {line: n for (functions, line), n in gpu.waits.items() if {"batch", "train_step"} & set(functions)}
+
+
+@pytest.mark.parametrize("name", CAPABILITIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_command_is_interrupted_goes_on_and_ends_with_a_result(method, name, command, cheap_views, tmp_path,
+                                                                 monkeypatch, capsys):
+    command += ["--method", method]
+    with fake_cuda.gpu(monkeypatch, CAPABILITIES[name]) as gpu:
+        assert train.main(command, step=interrupted(train.train_step)) == 130
+        assert train.main(command) == 0
+    assert "from step 1;" in capsys.readouterr().out
+    assert result_of(tmp_path / "run")["step"] == 2
+    assert in_steps(gpu) == {}
+
+
+@pytest.mark.parametrize("model, size, name", [
+    ("wrn-28-2", 32, "H100"), ("wrn-28-2", 32, "T4"), ("resnet50", 64, "H100")])
+def test_the_host_waits_in_no_step_of_a_whole_forward_pass(model, size, name, command, monkeypatch):
+    command += ["--model", model, "--image-size", str(size), "--steps", "1", "--warmup-steps", "0"]
+    with fake_cuda.gpu(monkeypatch, CAPABILITIES[name]) as gpu:
+        run = train.setup(train.parse(command)[0])
+        assert train.train(run, None)["step"] == 1
+    assert in_steps(gpu) == {}
+
+
+def test_unlabeled_images_that_do_not_fit_stay_on_the_host_and_nothing_waits_for_them(
+        command, cheap_views, monkeypatch):
+    with fake_cuda.gpu(monkeypatch, free=1000) as gpu:
+        run = train.setup(train.parse(command)[0])
+        assert run.sets.unlabeled.device.type == "cpu"
+        train.train(run, None)
+    assert in_steps(gpu) == {}
+
+
+@pytest.mark.parametrize("name", [*baselines.TRAINED, "crest"])
+def test_a_baseline_is_interrupted_goes_on_and_ends_with_a_result(name, command, cheap_views, tmp_path, monkeypatch):
+    command = [name, *command, *["--generations", "2"] * (name == "crest")]
+    with fake_cuda.gpu(monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "update", interrupted(train.update))
+            assert baselines.main(command) == 130
+        assert baselines.main(command) == 0
+    assert result_of(tmp_path / "run")["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["crt", "la"])
+def test_a_finished_run_gets_another_classifier(name, command, cheap_views, tmp_path, monkeypatch):
+    with fake_cuda.gpu(monkeypatch):
+        assert train.main([*command, "--method", "fixmatch"]) == 0
+        assert baselines.main([name, str(tmp_path / "run"), "--device", "cuda"]) == 0
+    assert result_of(tmp_path / f"run+{name}")["step"] == 2
+
+
+# --------------------------------------------------------------------------------- what the fake GPU sees
+
+def test_labels_on_the_gpu_against_logits_on_the_host_are_a_fault(command, cheap_views, tmp_path, monkeypatch):
+    place = data.place
+
+    def everything(sets, device):
+        return place(sets, device)._replace(test_labels=sets.test_labels.to(device))
+    monkeypatch.setattr(data, "place", everything)
+    with fake_cuda.gpu(monkeypatch), contextlib.suppress(RuntimeError):
+        assert train.main(command) == 1
+    assert not (tmp_path / "run/result.json").exists()
+
+
+def test_tensors_on_two_devices_are_an_error(monkeypatch):
+    with fake_cuda.gpu(monkeypatch), pytest.raises(RuntimeError, match="device"):
+        torch.zeros(3, device="cuda:0") == torch.zeros(3)
+
+
+@pytest.mark.parametrize("waiting", [
+    lambda x: x.sum().item(),
+    lambda x: bool(x.any()),
+    lambda x: x.cpu(),
+    lambda x: x.tolist(),
+    lambda x: torch.zeros(3).to(x.device),                        # from memory that is not pinned
+    lambda x: torch.zeros(3).to(x.device, non_blocking=True),
+    lambda x: torch.tensor([1.0, 2.0], device=x.device),
+    lambda x: x.copy_(torch.zeros(3)),
+    lambda x: torch.zeros(3).copy_(x)])
+def test_a_wait_is_counted(waiting, monkeypatch):
+    with fake_cuda.gpu(monkeypatch) as gpu:
+        x = torch.zeros(3, device="cuda:0")
+        assert not gpu.waits
+        waiting(x)
+    assert gpu.waits
+
+
+def test_what_does_not_wait_is_not_counted(monkeypatch):
+    with fake_cuda.gpu(monkeypatch) as gpu:
+        x = torch.zeros(3, device="cuda:0")
+        x = x + torch.zeros(3).pin_memory().to(x.device, non_blocking=True)
+        x = x.index_select(0, torch.zeros(3, dtype=torch.int64, device=x.device)) * torch.tensor(2.0)
+    assert not gpu.waits

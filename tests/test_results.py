@@ -1,0 +1,276 @@
+"""results.py and pictures.py: the evidence is whole, the pages say what it says, pictures show what they are given."""
+
+import csv
+import gzip
+import io
+import json
+import sys
+
+import pytest
+
+import evaluate
+import pictures
+import results
+import train
+
+SCORES = {"fixmatch": (0.5, 0.2), "udal": (0.55, 0.15), "adello": (0.6, 0.1)}
+
+
+def made_up_run(directory, variant=None, accuracy=0.6, ece=0.1, **settings):
+    """A finished run's three files, two evaluations of three classes; settings as on the command line."""
+    arguments = results.words({"method": "adello"} | settings)
+    config, _ = train.parse(arguments, variant)
+    rows = [{"step": step, "seconds": 0.1 * step, "alpha": alpha, "kl_q_qhat": kl, "kl_uniform_qhat": 0.05,
+             "balanced_accuracy": accuracy, "ece": ece} for step, alpha, kl in ((750, 0.7, 1.9), (1500, 0.1, 0.3))]
+    result = {"accuracy": accuracy, "balanced_accuracy": accuracy, "ece": ece, "mce": 0.3, "nll": 1 / 3, "step": 1500,
+              "seconds": rows[-1]["seconds"], "kl_q_qhat": 0.3, "kl_uniform_qhat": 0.05,
+              "per_class_accuracy": [0.9, None, 0.3], "q_hat": [0.5, 0.3, 0.2], "p_labeled": [0.2, 0.3, 0.5],
+              "q_true": None, "classes": ["ant", "bee", "cat"],
+              "reliability": [[0.0, 0.0, 0.0], [0.25, 0.2, 0.5], [0.75, 0.7, 0.9]]}
+    directory.mkdir(parents=True)
+    made_with = {"made_with": {"torch": "2.11.0", "threads": 1}}
+    (directory / "config.json").write_text(json.dumps(results.dataclasses.asdict(config) | made_with))
+    (directory / "result.json").write_text(json.dumps(result))
+    with open(directory / "log.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return directory
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Files of results of one's own, empty; returns their directory."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/published.csv").write_bytes((results.RESULTS / "published.csv").read_bytes())
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
+
+
+# ------------------------------------------------------------------------------------------ the evidence
+
+def test_files_pages_and_pictures_agree():
+    assert results.disagreements() == []
+
+
+def test_the_evidence_is_a_few_files_that_csv_reads_whole():
+    files = [path for path in results.RESULTS.parent.rglob("*") if path.is_file()]
+    assert len(files) <= 20 and len(list(results.RESULTS.iterdir())) <= 12
+    runs = [row["run"] for row in results.load("runs.csv")]
+    assert len(set(runs)) == len(runs) >= 325
+    for name in results.FILES:
+        content = (results.RESULTS / name).read_bytes()
+        text = (gzip.decompress(content) if name.endswith(".gz") else content).decode()
+        assert len({len(row) for row in csv.reader(io.StringIO(text, newline=""))}) == 1
+        assert {row["run"] for row in results.load(name)} == set(runs)
+    assert all(row["command"] and len(row["commit"]) >= 40 and row["torch"] for row in results.load("runs.csv"))
+
+
+@pytest.mark.parametrize("pattern, shifts, seeds", [(results.SHAPES, results.SHIFTS, range(5)),
+                                                    (results.CIFAR, results.SHIFTS[::2], range(3))])
+def test_accuracy_and_calibration_have_the_order_of_the_paper(pattern, shifts, seeds):
+    """What the page claims first: FixMatch < UDAL < FlexDA < ADELLO, in the mean over seeds."""
+    for shift in shifts:
+        for key, sign in (("balanced_accuracy", 1), ("ece", -1)):
+            column = results.mean(pattern.format("{}", shift), key)
+            means = [sign * float(column([name], seeds).split()[0]) for name in results.FOUR.values()]
+            assert means == sorted(means)
+
+
+def test_a_published_command_is_written_as_a_run_of_ours_would_record_it():
+    own = [row for row in results.load("published.csv") if row["command"].startswith("python train.py")]
+    assert len(own) > 20
+    for row in own:
+        config, _ = train.parse(row["command"].split()[2:])
+        assert row["command"].split()[2:] == results.words(results.options_of(results.dataclasses.asdict(config)))
+
+
+# ----------------------------------------------------------------------------------------------- collect
+
+def test_a_collected_run_is_what_its_directory_holds(own, tmp_path):
+    directories = [made_up_run(tmp_path / "runs/shapes-adello-reversed-imb50-s0", accuracy=0.1 + 0.2),
+                   made_up_run(tmp_path / "runs/shapes-adello-imbu0.1-imb50-s1", imb_u=0.1, seed=1)]
+    results.collect(directories)
+    for directory in directories:
+        (collected,), read = results.finished(directory.name), evaluate.read_run(directory)
+        assert collected._replace(directory=read.directory) == read
+    first, second = results.load("runs.csv")
+    assert first["command"].startswith("python train.py --imb-u 0.1 --seed 1 --precision ")
+    assert first["gamma_u"] == "0.1" and first["shift"] == ""
+    assert second["balanced_accuracy"] == "0.30000000000000004" and second["head"] == "0.3" and second["tail"] == "0.9"
+    assert second["commit"][:40].isalnum() and second["torch"] == "2.11.0" and second["variant"] == ""
+
+
+def test_a_run_collected_again_takes_its_own_place(own, tmp_path):
+    for i, accuracy in enumerate((0.5, 0.7)):
+        results.collect([made_up_run(tmp_path / f"{i}/shapes-adello-reversed-imb50-s0", accuracy=accuracy)])
+    assert [row["accuracy"] for row in results.load("runs.csv")] == ["0.7"]
+    assert len(results.load("logs.csv.gz")) == 2 and len(results.load("classes.csv.gz")) == 3
+
+
+def test_what_is_no_finished_run_or_two_of_one_name_are_refused_and_change_nothing(own, tmp_path, capsys):
+    twice = [made_up_run(tmp_path / f"{i}/shapes-adello-reversed-imb50-s0") for i in (0, 1)]
+    for runs in ([tmp_path / "none"], twice):
+        assert results.main(["collect", *map(str, runs)]) == 2 and not (own / "runs.csv").exists()
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_cell_that_the_other_files_do_not_bear_out_is_found(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "PAGES", [])
+    monkeypatch.setattr(results, "PICTURES", {})
+    results.collect([made_up_run(tmp_path / "shapes-adello-reversed-imb50-s0", accuracy=0.625)])
+    assert results.disagreements() == []
+    text = (own / "runs.csv").read_text()
+    for right, other in (("0.625", "0.626"), (",reversed,", ",uniform,"), (",0.9,", ",0.8,")):
+        wrong = text.replace(right, other)
+        (own / "runs.csv").write_text(wrong)
+        assert wrong != text and results.disagreements()
+
+
+@pytest.mark.parametrize("arguments", [
+    "", "--method fixmatch --shift uniform --seed 3", "--steps 4500 --eval-every 300", "--steps 3000 --warmup-steps 5",
+    "--dataset cifar100 --imb 20 --imb-u 0.1", "--dataset folder --data-dir pictures --image-size 64 --ema 0",
+    "--dataset folder --data-dir pictures --n1 1500 --shift reversed", "--dataset stl10 --imb 10 --lr 1e-07"])
+def test_the_recorded_command_gives_the_settings(arguments):
+    config = results.dataclasses.asdict(train.parse(arguments.split())[0])
+    command, changes = results.command_of(config, config["out"].rpartition("/")[2])
+    again = results.dataclasses.asdict(train.parse(command.split()[2:])[0])
+    assert {**again, "precision": None, "device": None} == {**config, "precision": None, "device": None}
+    assert all(word in arguments for word in changes.split()) and "--out" not in command
+
+
+def test_the_command_of_a_script_s_run_is_the_script():
+    config = results.dataclasses.asdict(train.parse(["--seed", "2", "--method", "fixmatch"])[0])
+    for variant, begins in (("noise0.3-fixmatch", "python tests/ablations.py noise0.3 --method fixmatch --seed 2 "),
+                            ("darp", "python tests/baselines.py darp --seed 2 --precision"),
+                            ("crest+la", "python tests/baselines.py la runs/shapes-crest-reversed-imb50-s2")):
+        command, _ = results.command_of(config | {"variant": variant}, f"shapes-{variant}-reversed-imb50-s2")
+        assert command.startswith(begins)
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+def test_pairs_have_the_same_gamma_u_and_seed_and_a_lower_ece_wins(own, tmp_path):
+    for method, shift, seed, accuracy, ece in [
+            ("adello", "reversed", 0, 0.60, 0.10), ("adello", "uniform", 0, 0.70, 0.20),
+            ("adello", "uniform", 1, 0.90, 0.90),
+            ("udal", "uniform", 0, 0.61, 0.21), ("udal", "reversed", 0, 0.58, 0.13)]:
+        results.collect([made_up_run(tmp_path / f"shapes-{method}-{shift}-imb50-s{seed}", method=method, shift=shift,
+                                     seed=seed, accuracy=accuracy, ece=ece)])
+    ours, theirs, seeds = results.ALL.format("adello"), results.ALL.format("udal"), range(5)
+    assert results.gain(ours, theirs)([], seeds) == "+5.5 ± 4.9 (2 of 2)"
+    assert results.gain(ours, theirs, "ece")([], seeds) == "-2.0 ± 1.4 (2 of 2)"
+    assert results.gain(theirs, ours, "ece")([], seeds) == "+2.0 ± 1.4 (0 of 2)"
+    assert results.gain(ours, "none")([], seeds) == results.gain(ours, ours)([], seeds) == "–"
+
+
+def test_a_mean_of_some_of_the_seeds_is_refused_by_name(own, tmp_path):
+    column = results.mean("shapes-{}-uniform-imb50", "ece")
+    for seed in (0, 1):
+        results.collect([made_up_run(tmp_path / f"shapes-adello-uniform-imb50-s{seed}", seed=seed, shift="uniform")])
+    assert column(["adello"], (0, 1)) == "10.0 ± 0.0" and column(["udal"], (0, 1)) == "–"
+    with pytest.raises(ValueError, match=r"adello-uniform-imb50 should have the seeds \[0, 1, 2\], but has \[0, 1\]"):
+        column(["adello"], range(3))
+
+
+def test_a_table_or_a_number_that_the_files_do_not_have_is_found():
+    table = results.TABLES["short"]()
+    found = []
+    page = results.page_with(f"ADELLO is ahead.\n\n<!-- table: short -->\n\n{table}\n\nmore\n", found)
+    assert found == [] and page.count(table) == 1
+    assert results.page_with(page.replace("| UDAL | ", "| UDAL | 9"), found) == page and "table short" in found.pop()
+    assert results.page_with("<!-- table: short -->\nmore\n", found) == f"<!-- table: short -->\n\n{table}\nmore\n"
+    for sentence, number in (("FixMatch reaches 99.9 here", "99.9"), ("ahead in 4 of 7 pairs", "4 of 7")):
+        found = []
+        results.page_with(page + sentence + "\n", found)
+        assert found == [f"{number} in a sentence stands in no table of its page"]
+    found = []
+    results.page_with(page + "`--d 99.9`, arXiv 2306.04621, Python 3.10 [x](1.5.md)\n```\n99.9\n```\n", found)
+    assert found == []
+    with pytest.raises(ValueError, match="no table absent; there are short, family"):
+        results.page_with("<!-- table: absent -->\n", [])
+
+
+def test_a_run_with_a_published_command_stands_beside_the_published_figure(own, tmp_path):
+    for seed, accuracy in ((0, 0.40), (1, 0.50)):
+        results.collect([made_up_run(tmp_path / f"cifar100-fixmatch-uniform-imb50-s{seed}", dataset="cifar100",
+                                     shift="uniform", method="fixmatch", seed=seed, accuracy=accuracy)])
+    results.collect([made_up_run(tmp_path / "shorter-s0", dataset="cifar100", shift="uniform", steps=99)])
+    table = results.published("CIFAR-100-LT")
+    assert "48.6 / 45.0 ± 7.1" in table and "57.5 / –" in table
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+def groups(tmp_path, gammas=(10, 0.1), methods=SCORES, seeds=(0, 1)):
+    """Groups of made-up runs, the last method of the paper's order first."""
+    runs = [made_up_run(tmp_path / f"shapes-{m}-imbu{g}-imb50-s{s}", method=m, imb_u=g, seed=s,
+                        accuracy=methods[m][0] + s / 10, ece=methods[m][1])
+            for m in reversed(methods) for g in gammas for s in seeds]
+    return runs, [*evaluate.group(map(evaluate.read_run, runs)).values()]
+
+
+@pytest.mark.parametrize("kind", pictures.DRAWINGS)
+def test_pictures_are_drawn(kind, tmp_path):
+    pytest.importorskip("matplotlib")
+    runs, _ = groups(tmp_path)
+    assert pictures.main([kind, str(tmp_path / "x.png"), *map(str, runs)]) == 0
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_panels_are_in_the_paper_s_order_and_show_how_many_samples_a_bar_holds(tmp_path):
+    pytest.importorskip("matplotlib")
+    drawn = pictures.reliability(groups(tmp_path, gammas=(10,))[1])
+    assert [axes.get_title().split(",")[0] for axes in drawn.axes[:3]] == ["FixMatch", "UDAL", "ADELLO"]
+    assert [bar.get_height() for bar in drawn.axes[3].patches] == [0, 25, 75]
+    assert {"mean accuracy", "mean confidence"} <= {text.get_text() for text in drawn.legends[0].get_texts()}
+
+
+def test_fig3_names_method_and_shift_cuts_no_curve_and_shows_alpha_where_there_is_one(tmp_path):
+    pytest.importorskip("matplotlib")
+    two = {name: SCORES[name] for name in ("fixmatch", "adello")}
+    *panels, alpha = pictures.fig3(groups(tmp_path, gammas=(10,), methods=two)[1]).axes
+    assert [axes.get_title() for axes in panels] == ["ADELLO, γ_u = 10", "FixMatch, γ_u = 10"]
+    assert all(axes.get_ylim()[1] > 1.9 and len(axes.lines) == 2 for axes in panels)
+    assert [line.get_label() for line in alpha.lines] == ["ADELLO"] and list(alpha.lines[0].get_ydata()) == [0.7, 0.1]
+    alone = [evaluate.read_run(made_up_run(tmp_path / "a", method="fixmatch", shift="uniform"))]
+    assert [axes.get_title() for axes in pictures.fig3([alone]).axes] == ["FixMatch, uniform"]
+
+
+def test_the_sweep_shows_differences_of_the_same_seed(tmp_path):
+    pytest.importorskip("matplotlib")
+    (axes,) = pictures.sweep(groups(tmp_path)[1]).axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines["ADELLO"] == pytest.approx([10, 10]) and lines["UDAL"] == pytest.approx([5, 5])
+
+
+def test_methods_that_are_collected_later_join_the_calibration_plot(own, tmp_path):
+    pytest.importorskip("matplotlib")
+    expected = {"ADELLO"}
+    for variant in (None, "abc", "debiaspl"):
+        results.collect([made_up_run(tmp_path / f"shapes-{variant or 'adello'}-consistent-imb50-s{s}", variant,
+                                     method="fixmatch" if variant else "adello", shift="consistent", seed=s)
+                         for s in range(3)])
+        expected |= {results.LABELS[variant]} if variant else set()
+        published, ours = pictures.calibration(results.groups_of("calibration")[0]).axes
+        assert {text.get_text() for text in ours.texts} == expected and len(published.texts) == 8
+    assert "| ABC |" in results.TABLES["others"]()
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ("fig3", "give reliability, fig3, sweep, calibration, the picture's file and finished runs"),
+    ("fig3 {run} {run}", "stands where the picture's file is due"),
+    ("fig3 {tmp}/x.png {tmp}/none", "none is neither a directory nor the name of a run"),
+    ("sweep {tmp}/x.png {run}", "two or more γ_u; all of these have γ_u = 1/50")])
+def test_mistakes_are_one_line_and_draw_nothing(arguments, said, tmp_path, capsys):
+    run = made_up_run(tmp_path / "shapes-adello-reversed-imb50-s0")
+    assert pictures.main(arguments.format(run=run, tmp=tmp_path).split()) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and [*tmp_path.iterdir()] == [run]
+
+
+def test_a_missing_package_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    run = made_up_run(tmp_path / "shapes-adello-reversed-imb50-s0")
+    assert pictures.main(["fig3", str(tmp_path / "x.png"), str(run)]) == 2
+    assert capsys.readouterr().err == "error: pictures need matplotlib: pip install matplotlib\n"
