@@ -1,8 +1,8 @@
 """Data: long-tailed splits, five data sets, and augmentation of whole uint8 batches.
 
 Splits follow the paper (section 5), augmentation FixMatch as the authors run it, with PIL's
-semantics. Images are one uint8 tensor (N, 3, H, W); a batch is an index into it. Every random
-choice of an image is one row of uniform draws: a batch is a function of (images, draws).
+semantics. Images are one uint8 tensor (N, 3, H, W); a batch is an index into it. All random
+numbers of an image are one row of uniform draws: a batch is a function of (images, draws).
 """
 
 import glob
@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as TF
 
-STATISTICS = {  # mean and standard deviation of the channels, as in the authors' code
+STATISTICS = {  # mean and std of the channels; but for shapes, as in the authors' code
     "shapes": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
     "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar100": ((0.507058824, 0.486666667, 0.440784314), (0.267450980, 0.256470588, 0.276078431)),
@@ -50,7 +50,7 @@ class Data(NamedTuple):
 
 
 def long_tail_counts(head, imb, num_classes):
-    """Images per class, N_k = int(N_1 gamma^(-k/(K-1))), whole where only rounding denies it.
+    """Images per class, N_k = int(N_1 gamma^(-k/(K-1))); 1e-9 more against float error.
 
     head: N_1 >= 1; imb: gamma >= 1 falls from class 0 on, below 1 is the reversed order of 1/gamma;
     num_classes: K >= 2. Returns K ints. ValueError outside these ranges.
@@ -143,7 +143,7 @@ def fingerprint(sets):
 
 
 def read(dataset, data_dir="data", image_size=32):
-    """Read `shapes`, `cifar10`, `cifar100`, `stl10` or `folder`. Returns Source or ValueError."""
+    """Read `shapes`, `cifar10`, `cifar100`, `stl10` or `folder`. A Source; ValueError without it."""
     if dataset == "shapes":
         return Source(*shapes(1000, 0, image_size), *shapes(200, 1, image_size), list(SHAPES))
     faults = OSError if dataset == "folder" else (OSError, EOFError, RuntimeError)  # torchvision's
@@ -423,12 +423,13 @@ def each_for_all(images, number, level):
 def cutout(images, draws):
     """Fill a square of side U(0, 0.5) W about a uniform centre, by PIL's rule; draws: (N, 3)."""
     size = images.shape[-1]
-    side, x, y = (size * draws[..., None, None, None]).unbind(dim=1)              # (N, 1, 1, 1)
+    span, x, y = (size * draws[..., None, None, None]).unbind(dim=1)              # (N, 1, 1, 1)
+    side = span / 2
     axis = torch.arange(size, device=images.device)
 
     def inside(axis, centre):
-        first = (centre - side / 4).clamp(min=0).floor()
-        return (axis >= first) & (axis <= first + side / 2)
+        first = (centre - side / 2).clamp(min=0).floor()
+        return (axis >= first) & (axis <= first + side)
 
     hole = (inside(axis[:, None], y) & inside(axis, x)).to(torch.uint8)           # (N, 1, H, W)
     fill = torch.cat([value * hole for value in (125, 123, 114)], dim=1)          # (N, 3, H, W)

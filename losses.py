@@ -1,14 +1,15 @@
 """The losses of ADELLO and of its family (paper, section 4).
 
-    L = L_s + L_u + L_uc
+    L = L_s + L_u + L_uc,  L_uc after the warm-up
 
-    L_s  = mean_b         H( y_b,       sigma( f(w(x_b)) + log P_L / Q_alpha ) )
-    L_u  = mean_u    M(u) H( yhat(u),   sigma( f(W(u)) + log Qhat / Q_alpha ) )
-    L_uc = mean_u (1-M(u)) H( p(u)^(1/T), sigma( (f(W(u)) + log Qhat / Q_alpha) / T ) )
+    L_s  = mean_b          H( y_b,         sigma( f(w(x_b)) + log(P_L / Q_alpha) ) )
+    L_u  = mean_u M(u)     H( yhat(u),     sigma( f(W(u)) + log(Qhat / Q_alpha) ) )
+    L_uc = mean_u (1-M(u)) H( p(u)^(1/T),  sigma( (f(W(u)) + log(Qhat / Q_alpha)) / T ) )
 
 f = logits, w / W = weak / strong view, sigma = softmax, H = cross-entropy; p(u) = sigma(f(w(u))) is
-the weak prediction and yhat(u) its argmax. Means run over the whole batch: a masked sample counts
-as zero. Where Q_alpha (`q_alpha`), Qhat and T come from is in priors.py. float64 in, float64 out.
+the weak prediction, yhat(u) its argmax, and p(u)^(1/T) is normalised. Means run over the whole
+batch: a sample whose factor M or 1 - M is 0 still counts in the denominator. Where Q_alpha
+(`q_alpha`), Qhat and T come from is in priors.py. float64 in, float64 out.
 """
 
 from typing import NamedTuple, Optional
@@ -22,7 +23,7 @@ EPS = 1e-9  # the authors' code: log((a + 1e-9) / (b + 1e-9))
 class Method(NamedTuple):
     """A row of the family: one formula, other priors. Without a target nothing is adjusted."""
     target: Optional[str]   # the prior that alpha_t smooths to Q_alpha
-    ccr: Optional[str]      # L_uc speaks on the "rest" that L_u masks, or on "all"
+    ccr: Optional[str]      # samples of L_uc: the "rest", where M = 0, or "all"
     unlabeled: bool = True  # whether there is L_u
 
 
@@ -53,7 +54,7 @@ def adjust(logits, source, target):
 
 
 def confidence_mask(probs, threshold=0.95):
-    """M(u) = 1[ max_y p(y|u) >= threshold ]: 1 where L_u speaks, 0 where L_uc does.
+    """M(u) = 1[ max_y p(y|u) >= threshold ]: 1 where the hard pseudo-label counts.
 
     probs: (N, K), rows sum to 1. Returns (N,) of 0 and 1.
     """
@@ -61,7 +62,7 @@ def confidence_mask(probs, threshold=0.95):
 
 
 def supervised_loss(logits, labels, p_labeled, q_alpha):
-    """FlexDA on labeled data, L_s = mean_b H( y_b, sigma( f(w(x_b)) + log P_L / Q_alpha ) ).
+    """FlexDA on labeled data, L_s = mean_b H( y_b, sigma( f(w(x_b)) + log(P_L / Q_alpha) ) ).
 
     logits: (B, K); labels: (B,) int64; p_labeled, q_alpha: (K,) or both None. Returns a scalar.
     """
@@ -71,7 +72,7 @@ def supervised_loss(logits, labels, p_labeled, q_alpha):
 def consistency_loss(logits_strong, probs_weak, mask, q_hat, q_alpha):
     """FlexDA where the network is confident: hard pseudo-labels yhat = argmax p(u).
 
-        L_u = mean_u M(u) H( yhat(u), sigma( f(W(u)) + log Qhat / Q_alpha ) )
+        L_u = mean_u M(u) H( yhat(u), sigma( f(W(u)) + log(Qhat / Q_alpha) ) )
 
     logits_strong, probs_weak: (N, K), the latter without gradient; mask: (N,) M; q_hat, q_alpha:
     (K,) priors or both None (FixMatch). Returns a scalar.
@@ -83,10 +84,10 @@ def consistency_loss(logits_strong, probs_weak, mask, q_hat, q_alpha):
 
 
 def complementary_loss(logits_strong, probs_weak, mask, q_hat, q_alpha, temperature):
-    """Complementary consistency (CCR): soft pseudo-labels where L_u is silent.
+    """Complementary consistency (CCR): soft pseudo-labels where M = 0.
 
         L_uc = mean_u (1 - M(u)) H( p(u)^(1/T) / sum_j p_j(u)^(1/T),
-                                    sigma( (f(W(u)) + log Qhat / Q_alpha) / T ) )
+                                    sigma( (f(W(u)) + log(Qhat / Q_alpha)) / T ) )
 
     logits_strong, probs_weak: (N, K); mask: (N,) M, of which 1 - M is applied here (all zeros
     distils every sample, the paper's KD ablation); q_hat, q_alpha: (K,) priors or both None;

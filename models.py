@@ -122,8 +122,8 @@ class EMA:
     @torch.no_grad()
     def update(self, model):
         """Take in the parameters and buffers that `model` has after an optimiser step."""
-        # for mean, new in zip(mean's parameters, new parameters): mean.lerp_(new, 1 - decay)
-        # and so on, for all tensors in one call
+        # for average, new in zip(averaged, new parameters): average.lerp_(new, 1 - decay)
+        # for average, new in zip(averaged buffers, new buffers): average.copy_(new)
         torch._foreach_lerp_(
             list(self.model.parameters()), list(model.parameters()), 1 - self.decay)
         torch._foreach_copy_(list(self.model.buffers()), list(model.buffers()))

@@ -1,7 +1,7 @@
 """Class priors: the schedule, the smoothed target, the estimate and the temperature.
 
-The half of the method (paper, section 4) that never sees an image; how it enters the training
-signal is in losses.py. A prior is a (K,) tensor that sums to 1; P_bal = 1/K.
+Paper, section 4; how the priors enter the training signal is in losses.py. A prior is a (K,)
+tensor that sums to 1; P_bal = 1/K.
 """
 
 import torch
@@ -17,7 +17,7 @@ def alpha_schedule(step, total_steps, alpha_min=0.1, d=2.0):
 
 
 def smooth(q, alpha):
-    """FlexDA's target prior, Q_alpha(y) = Q(y)^alpha / sum_j Q(j)^alpha.
+    """The smoothed target prior, Q_alpha(y) = Q(y)^alpha / sum_j Q(j)^alpha; in FlexDA, Q is Qhat.
 
     q: (K,) prior; alpha: 1 keeps q, 0 gives the uniform prior. Returns (K,), sums to 1.
     """

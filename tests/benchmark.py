@@ -1,6 +1,7 @@
 """How fast is a training step, how fast could it be, and how fast is the conventional pipeline?
 
     python tests/benchmark.py                     # the paper's step: WRN-28-2, 64 + 128 + 128 images
+    python tests/benchmark.py --eager             # on a GPU: also the step that is not compiled
     python tests/benchmark.py --sizes             # and how it grows with batch, image size, images
     python tests/benchmark.py --batch-size 16 --model wrn-10-1 --image-size 16 --steps 20
 
@@ -14,7 +15,6 @@ import argparse
 import multiprocessing
 import os
 import random
-import resource
 import statistics
 import sys
 import time
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 import torchvision.transforms as T
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,9 +34,8 @@ import losses
 import models
 import priors
 import train
-from test_data import PIL_OPERATIONS
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = data.STATISTICS["shapes"]
 
 
 def seconds(function, device, repeats=3, calls=1):
@@ -60,72 +59,116 @@ def wait(device):
         torch.cuda.synchronize(device)
 
 
+def peak_memory(device):
+    """Of this process, in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB on the GPU"
+    try:
+        import resource
+    except ImportError:
+        return "not told by this system"
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on a Mac, KiB on Linux
+    return f"{unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9:.2f} GB"
+
+
 # -------------------------------------------------------------------------------------------- ours
 
 class Ours:
-    """train.train_step on random pixels, as train.py calls it."""
+    """train.train_step on random pixels, as train.py calls it, CCR included."""
 
-    def __init__(self, options):
-        arguments = ["--n1", "100", "--m1", "500", "--imb", "10", "--batch-size", options.batch_size, "--model",
-                     options.model, "--image-size", options.image_size, "--device", options.device,
-                     "--precision", options.precision, "--compile", options.compile]
-        self.settings = settings = train.parse(list(map(str, arguments)))
-        self.run, self.batch_size, self.i = train.prepare(settings), options.batch_size, 0
-        self.precision, self.device = settings.precision, self.run.device
-        self.run.ccr.fill_(True)
-        compiled = settings.compile == "on" or settings.compile == "auto" and self.device.type == "cuda"
-        self.step_function = torch.compile(train.train_step) if compiled else train.train_step
+    def __init__(self, options, **changes):
+        options = vars(options) | changes
+        arguments = "--n1 100 --m1 500 --imb 10 --steps 1000000 --warmup-steps 0".split()
+        for name in ("batch_size", "model", "image_size", "device", "precision", "compile"):
+            arguments += [train.option(name), str(options[name])]
+        self.config, _ = train.parse(arguments)
+        self.run = train.setup(self.config)
+        self.device = self.run.device
 
     def step(self):
-        self.i += 1
-        batch = train.batch(self.run, self.settings, self.i)
-        self.step_function(self.run, train.METHODS["adello"], 0.95, *batch)
+        train.train_step(self.run, *train.batch(self.run))
+        self.run.step += 1
 
     def parts(self):
         """Seconds of the parts, each on its own and eager."""
-        run, B, device = self.run, self.batch_size, self.device
-        images, draws = run.sets.unlabeled[:3 * B], torch.rand(3 * B, 15, device=device)
+        run = self.run
+        B = self.config.batch_size
+        images = run.sets.unlabeled[:3 * B]
+        draws = torch.rand(3 * B, 15, device=self.device)
+        probs = torch.full((2 * B, 10), 0.1, device=self.device)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
 
         def augment():
-            return torch.cat([data.weak(images, draws=draws[:, :3]), data.strong(images[B:], draws=draws[B:, 3:])])
-        inputs = data.normalize(augment(), MEAN, STD).contiguous(memory_format=torch.channels_last)
+            return torch.cat([data.weak(images, draws[:, :3]), data.strong(images[B:], draws[B:, 3:])])
+        inputs = data.normalize(augment(), run.sets.mean, run.sets.std)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
 
         def forward():
-            with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 return run.model(inputs)
 
         def both():
             forward().float().logsumexp(1).mean().backward()
-        once, probs = seconds(forward, device), torch.full((2 * B, 10), 0.1, device=device)
-        return {"augmentation": seconds(augment, device), "forward": once,
-                "backward": seconds(both, device) - once,
-                "optimiser and EMA": seconds(lambda: (run.optimizer.step(), run.ema.update(run.model)), device),
-                "prior": seconds(lambda: run.estimator.update(probs), device)}
+
+        def finish():
+            run.optimizer.step()
+            run.ema.update(run.model)
+        once = seconds(forward, self.device)
+        return {"augmentation": seconds(augment, self.device),
+                "forward": once,
+                "backward": seconds(both, self.device) - once,
+                "optimiser and EMA": seconds(finish, self.device),
+                "prior": seconds(lambda: run.estimator.update(probs), self.device)}
 
     def floor(self):
         """(operations, least bytes) of a step, (operations/s, bytes/s) of this machine."""
-        run, B, sizes = self.run, self.batch_size, []
-        inputs = torch.rand(5 * B, *run.sets.labeled.shape[1:], device=self.device)
-        hooks = [m.register_forward_hook(lambda m, x, y: sizes.append(y.numel())) for m in run.model.modules()
+        model = self.run.model
+        sizes = []
+        hooks = [m.register_forward_hook(lambda m, x, y: sizes.append(y.numel())) for m in model.modules()
                  if isinstance(m, (torch.nn.Conv2d, torch.nn.BatchNorm2d))]
+        side = self.config.image_size
         with FlopCounterMode(display=False) as counter:
-            run.model(inputs).sum().backward()
+            model(torch.rand(5 * self.config.batch_size, 3, side, side, device=self.device)).sum().backward()
         for hook in hooks:
             hook.remove()
-        kind, width = (torch.bfloat16, 2) if run.bf16 else (torch.float32, 4)
-        parameters = sum(p.numel() for p in run.model.parameters())
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision, torch.float32)
+        parameters = sum(p.numel() for p in model.parameters())
         # each convolution's and batch-norm's output is written once, read once forward and once backward, and its
         # gradient written and read; a parameter, its gradient, momentum and average are read and written
-        least = 5 * width * sum(sizes) + 8 * 4 * parameters
-        n = 8192 if self.device.type == "cuda" else 2048
+        least = 5 * kind.itemsize * sum(sizes) + 8 * 4 * parameters
+
+        on_gpu = self.device.type == "cuda"
+        n = 8192 if on_gpu else 2048
         a = torch.randn(n, n, device=self.device, dtype=kind)
-        block = torch.zeros(2 ** 30 if self.device.type == "cuda" else 2 ** 28, dtype=torch.uint8, device=self.device)
+        block = torch.zeros(2 ** 30 if on_gpu else 2 ** 28, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(block)
-        return (counter.get_total_flops(), least), (2 * n ** 3 / seconds(lambda: a @ a, self.device),
-                                                    2 * block.nbytes / seconds(lambda: target.copy_(block), self.device))
+        rate = 2 * n ** 3 / seconds(lambda: a @ a, self.device)
+        bandwidth = 2 * block.nbytes / seconds(lambda: target.copy_(block), self.device)
+        return (counter.get_total_flops(), least), (rate, bandwidth)
 
 
 # ---------------------------------------------------------------------------------- the conventional
+
+def affine(image, *coefficients):
+    return image.transform(image.size, Image.Transform.AFFINE, coefficients)
+
+
+PIL_OPERATIONS = {
+    "AutoContrast": lambda image, v: ImageOps.autocontrast(image),
+    "Brightness": lambda image, v: ImageEnhance.Brightness(image).enhance(v),
+    "Color": lambda image, v: ImageEnhance.Color(image).enhance(v),
+    "Contrast": lambda image, v: ImageEnhance.Contrast(image).enhance(v),
+    "Equalize": lambda image, v: ImageOps.equalize(image),
+    "Identity": lambda image, v: image,
+    "Posterize": lambda image, v: ImageOps.posterize(image, int(v)),
+    "Rotate": lambda image, v: image.rotate(v),
+    "Sharpness": lambda image, v: ImageEnhance.Sharpness(image).enhance(v),
+    "ShearX": lambda image, v: affine(image, 1, v, 0, 0, 1, 0),
+    "ShearY": lambda image, v: affine(image, 1, 0, 0, v, 1, 0),
+    "Solarize": lambda image, v: ImageOps.solarize(image, v),
+    "TranslateX": lambda image, v: affine(image, 1, 0, v * image.size[0], 0, 1, 0),
+    "TranslateY": lambda image, v: affine(image, 1, 0, 0, 0, 1, v * image.size[1])}
+
 
 def pil_weak(size):
     return T.Compose([T.RandomHorizontalFlip(), T.RandomCrop(size, size // 8, padding_mode="reflect")])
@@ -134,21 +177,30 @@ def pil_weak(size):
 def pil_strong(image):
     """Three random operations and Cutout on a PIL image."""
     for name, operation in random.choices(list(PIL_OPERATIONS.items()), k=3):
-        _, low, high = (data.OPERATIONS)[name]
+        _, low, high = data.OPERATIONS[name]
         image = operation(image, random.uniform(low, high))
-    pixels, size = np.array(image), image.size[0]
-    side, x, y = random.uniform(0, size / 2), random.uniform(0, size), random.uniform(0, size)
-    left, top = int(max(0, x - side / 2)), int(max(0, y - side / 2))
+    pixels = np.array(image)
+    size = image.size[0]
+    side = random.uniform(0, size / 2)
+    left = int(max(0, random.uniform(0, size) - side / 2))
+    top = int(max(0, random.uniform(0, size) - side / 2))
     pixels[top:int(top + side) + 1, left:int(left + side) + 1] = (125, 123, 114)
     return Image.fromarray(pixels)
+
+
+def pictures(images):
+    """(N, 3, H, W) uint8 as a list of PIL images."""
+    return [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 class Pictures(Dataset):
     """PIL images with one or two views each, transformed one by one."""
 
     def __init__(self, images, labels, two_views):
-        self.images = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
-        self.labels, self.two_views, self.weak = labels.tolist(), two_views, pil_weak(images.shape[-1])
+        self.images = pictures(images)
+        self.labels = labels.tolist()
+        self.two_views = two_views
+        self.weak = pil_weak(images.shape[-1])
         self.tensor = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])
 
     def __len__(self):
@@ -171,27 +223,29 @@ class Conventional:
     """The same losses and network, in the way of most published code."""
 
     def __init__(self, options, sets, device):
-        cpu = torch.device("cpu")
-        self.labeled = forever(Pictures(sets.labeled.to(cpu), sets.labels.to(cpu), False), options.batch_size)
-        self.unlabeled = forever(Pictures(sets.unlabeled.to(cpu), sets.hidden_labels.to(cpu), True), 2 * options.batch_size)
+        self.labeled = forever(Pictures(sets.labeled, sets.labels, False), options.batch_size)
+        self.unlabeled = forever(Pictures(sets.unlabeled, sets.hidden_labels, True), 2 * options.batch_size)
         torch.manual_seed(0)
         self.model = models.build(options.model, 10).to(device)
         self.average = models.build(options.model, 10).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.03, momentum=0.9, nesterov=True,
                                          weight_decay=5e-4, foreach=False)
-        self.device, self.estimator = device, priors.PriorEstimator(10, device=device)
+        self.device = device
+        self.estimator = priors.PriorEstimator(10, device=device)
 
     def step(self):
-        (labeled, labels), (weak, strong) = next(self.labeled), next(self.unlabeled)
-        B, U = len(labeled), len(weak)
+        labeled, labels = next(self.labeled)
+        weak, strong = next(self.unlabeled)
+        labels = labels.to(self.device)
         logits = self.model(torch.cat([labeled, weak, strong]).to(self.device))
-        f_x, f_w, f_s = logits.split([B, U, U])
-        probs = f_w.detach().softmax(1)
-        mask, q = losses.confidence_mask(probs), self.estimator.q_hat
-        q_smooth = q ** 0.5 / (q ** 0.5).sum()
-        loss = (losses.supervised_loss(f_x, labels.to(self.device), q, q_smooth)
-                + losses.consistency_loss(f_s, probs, mask, q, q_smooth)
-                + losses.complementary_loss(f_s, probs, mask, q, q_smooth, 1.1))
+        logits_labeled, logits_weak, logits_strong = logits.split([len(labeled), len(weak), len(strong)])
+        probs = logits_weak.detach().softmax(dim=1)
+        mask = losses.confidence_mask(probs)
+        q_hat = self.estimator.q_hat
+        q_alpha = priors.smooth(q_hat, 0.5)
+        loss = (losses.supervised_loss(logits_labeled, labels, q_hat, q_alpha)
+                + losses.consistency_loss(logits_strong, probs, mask, q_hat, q_alpha)
+                + losses.complementary_loss(logits_strong, probs, mask, q_hat, q_alpha, 1.1))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -212,21 +266,65 @@ def serve(pipe, options, sets, device):
 
 
 def augmentation_alone(sets, size):
-    """Seconds on one core for 192 weak and 128 strong views: (ours, conventional)."""
+    """Seconds on one core for 192 weak and 128 strong views: ours, conventional, and the ratio."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    images = sets.unlabeled[:192].cpu()
-    pictures, weak = [Image.fromarray(i) for i in images.permute(0, 2, 3, 1).numpy()], pil_weak(size)
-    tensor, cpu = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)]), torch.device("cpu")
+    cpu = torch.device("cpu")
+    images = sets.unlabeled[:192]
+    images_pil = pictures(images)
+    weak = pil_weak(size)
+    tensor = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])
 
     def ours():
-        return data.normalize(torch.cat([data.weak(images), data.strong(images[:128])]), MEAN, STD)
+        views = [data.weak(images, torch.rand(192, 3)), data.strong(images[:128], torch.rand(128, 12))]
+        return data.normalize(torch.cat(views), sets.mean, sets.std)
 
     def conventional():
-        return [tensor(weak(p)) for p in pictures] + [tensor(pil_strong(weak(p))) for p in pictures[:128]]
+        return [tensor(weak(p)) for p in images_pil] + [tensor(pil_strong(weak(p))) for p in images_pil[:128]]
     pairs = [(seconds(ours, cpu, 1, 3), seconds(conventional, cpu, 1)) for _ in range(7)]
     torch.set_num_threads(threads)
-    return [statistics.median(p[k] for p in pairs) for k in (0, 1)] + [statistics.median(b / a for a, b in pairs)]
+    mine, theirs = (statistics.median(pair) for pair in zip(*pairs))
+    return mine, theirs, statistics.median(b / a for a, b in pairs)
+
+
+# --------------------------------------------------------------------------------------- the figures
+
+def in_turns(options, ours, eager, sets, steps):
+    """Seconds of a step of ours, the conventional and the eager one (None: not asked for), a tuple per repetition."""
+    pipe, other_end = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(other_end, options, sets, ours.device))
+    process.start()
+    other_end.close()  # a child that ends is then an EOFError here
+    turns = []
+    for _ in range(options.repeats + 1):
+        pipe.send(steps)
+        theirs = pipe.recv()
+        turns.append((timed(ours.step, ours.device, steps), theirs,
+                      eager and timed(eager.step, ours.device, steps)))
+    pipe.send(None)
+    process.join()  # or its workers would take part in what is timed from here on
+    return turns[1:]  # the first is the warm-up: compilation, worker start
+
+
+def show(name, taken, B, remark):
+    print(f"{name:14} {1e3 * taken:10.1f} ms   {5 * B / taken:8.0f} images/s   {remark}")
+
+
+def growth(options, steps):
+    """The step at other batches, image sizes and numbers of images."""
+    print("\nmedian ms a step by batch size, by image size, by number of images")
+    B = options.batch_size
+    for label, changes in [(f"batch {b}", dict(batch_size=b)) for b in (B // 4, B // 2, B)] + [
+            (f"image size {s}", dict(image_size=s, batch_size=B // 4)) for s in (16, 32, 64)]:
+        other = Ours(options, **changes)
+        print(f"  {label:18} {1e3 * seconds(other.step, other.device, 3, steps):9.1f}")
+    small = Ours(options, batch_size=B // 4)
+    sets = small.run.sets
+    for n in (5_000, 50_000, 500_000):
+        times = n // len(sets.unlabeled) + 1
+        small.run.sets = sets._replace(unlabeled=sets.unlabeled.repeat(times, 1, 1, 1)[:n],
+                                       hidden_labels=sets.hidden_labels.repeat(times)[:n])
+        print(f"  {f'{n} images':18} {1e3 * seconds(small.step, small.device, 3, steps):9.1f}")
 
 
 def main():
@@ -239,38 +337,35 @@ def main():
     parser.add_argument("--compile", default="auto")
     parser.add_argument("--steps", type=int, help="steps of a repetition (default: 3 on a CPU, 50 on a GPU)")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions (default: 5)")
+    parser.add_argument("--eager", action="store_true", help="also the step without torch.compile")
     parser.add_argument("--sizes", action="store_true", help="also other batches, image sizes, numbers of images")
     options = parser.parse_args()
     ours = Ours(options)
+    eager = Ours(options, compile="off") if options.eager else None
     device = ours.device
-    steps = options.steps or (50 if device.type == "cuda" else 3)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    on_gpu = device.type == "cuda"
+    steps = options.steps or (50 if on_gpu else 3)
+    name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     B = options.batch_size
+    compiled = ", compiled" if ours.config.compile == "on" else ""
     print(f"{options.model}, {B} + {2 * B} + {2 * B} images of {options.image_size}x{options.image_size}; {name}, "
-          f"{ours.precision}, torch {torch.__version__}")
+          f"{ours.config.precision}{compiled}, torch {torch.__version__}")
 
-    pipe, other_end = multiprocessing.Pipe()
-    sets = ours.run.sets._replace(**{k: v.cpu() for k, v in ours.run.sets._asdict().items() if torch.is_tensor(v)})
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(other_end, options, sets, device))
-    process.start()
-    other_end.close()  # a child that ends is then an EOFError here
-    pairs = []
-    for _ in range(options.repeats + 1):
-        pipe.send(steps)
-        theirs = pipe.recv()
-        pairs.append((timed(ours.step, device, steps), theirs))
-    pipe.send(None)
-    process.join()  # or its workers would take part in what is timed from here on
-    peak = (f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB on the GPU" if device.type == "cuda" else
-            f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
-    pairs = pairs[1:]  # the first is the warm-up: compilation, worker start
-    mine, theirs = (statistics.median(p[k] for p in pairs) for k in (0, 1))
-    ratios = sorted(b / a for a, b in pairs)
-    print(f"\nstep           {1e3 * mine:10.1f} ms   {5 * B / mine:8.0f} images/s   2^18 steps: {2**18 * mine / 3600:.1f} h")
-    print(f"conventional   {1e3 * theirs:10.1f} ms   {5 * B / theirs:8.0f} images/s   {os.cpu_count()} workers")
+    on_host = {k: v.cpu() for k, v in ours.run.sets._asdict().items() if torch.is_tensor(v)}
+    sets = ours.run.sets._replace(**on_host)
+    turns = in_turns(options, ours, eager, sets, steps)
+    peak = peak_memory(device)
+    mine, theirs, plain = ([turn[k] for turn in turns] for k in range(3))
+    step = statistics.median(mine)
+    ratios = sorted(b / a for a, b in zip(mine, theirs))
+    print()
+    show("step", step, B, f"2^18 steps: {2**18 * step / 3600:.1f} h")
+    if eager:
+        show("eager", statistics.median(plain), B, "without torch.compile")
+    show("conventional", statistics.median(theirs), B, f"{os.cpu_count()} workers")
     print(f"ratio          {statistics.median(ratios):10.2f}      from {ratios[0]:.2f} to {ratios[-1]:.2f} over "
           f"{options.repeats} interleaved repetitions of {steps} steps")
-    a, b, ratio = augmentation_alone(ours.run.sets, options.image_size)
+    a, b, ratio = augmentation_alone(sets, options.image_size)
     print(f"augmentation   {1e3 * a:10.1f} ms   against {1e3 * b:.1f} ms by PIL on one core: {ratio:.1f} times")
 
     print("\nparts, each alone")
@@ -280,21 +375,10 @@ def main():
     floor = max(operations / rate, least / bandwidth)
     print(f"floor: {operations / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s = {1e3 * operations / rate:.1f} ms; "
           f"{least / 1e9:.2f} GB at {bandwidth / 1e9:.1f} GB/s = {1e3 * least / bandwidth:.1f} ms; "
-          f"the step takes {mine / floor:.1f} times the larger")
+          f"the step takes {step / floor:.1f} times the larger")
     print(f"peak memory: {peak}")
-
     if options.sizes:
-        print("\nmedian ms a step by batch size, by image size, by number of images")
-        for label, changes in [(f"batch {b}", dict(batch_size=b)) for b in (B // 4, B // 2, B)] + [
-                (f"image size {s}", dict(image_size=s, batch_size=B // 4)) for s in (16, 32, 64)]:
-            other = Ours(argparse.Namespace(**(vars(options) | changes)))
-            print(f"  {label:18} {1e3 * seconds(other.step, device, 3, steps):9.1f}")
-        small = Ours(argparse.Namespace(**(vars(options) | dict(batch_size=B // 4))))
-        for n in (5_000, 50_000, 500_000):
-            many = small.run.sets.unlabeled.repeat(n // len(small.run.sets.unlabeled) + 1, 1, 1, 1)[:n]
-            labels = small.run.sets.hidden_labels.repeat(n // len(small.run.sets.hidden_labels) + 1)[:n]
-            small.run.sets = small.run.sets._replace(unlabeled=many, hidden_labels=labels)
-            print(f"  {f'{n} images':18} {1e3 * seconds(small.step, device, 3, steps):9.1f}")
+        growth(options, steps)
 
 
 if __name__ == "__main__":

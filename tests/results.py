@@ -405,6 +405,8 @@ UNDONE = {name: (pattern, SHAPES.format("adello", shift)) for name, pattern, shi
     ("batch-norm statistics of labeled, weak and strong images apart", REVERSED.format("separate-statistics"),
      "reversed"),
     ("U without L", REVERSED.format("unlabeled-alone"), "reversed"),
+    ("the target stays at Q̂: alpha_min 1", REVERSED.format("adello") + "-alphamin1", "reversed"),
+    ("alpha falls linearly: d 1", REVERSED.format("adello") + "-d1", "reversed"),
     ("no EMA", REVERSED.format("adello") + "-ema0", "reversed"),
     ("Q̂ with momentum 0.9", REVERSED.format("adello") + "-momentum0.9", "reversed"),
     ("Q̂ with momentum 0.999", REVERSED.format("adello") + "-momentum0.999", "reversed"),
@@ -420,8 +422,8 @@ TABLES = {
     "estimate": lambda: by_shift(SHAPES, FOUR, range(5), "KL(Q‖Q̂)", ["kl_q_qhat"]),
     "others": lambda: by_shift(SHAPES, OTHERS, range(3)),
     "added": lambda: changes(ADDED, PAIRED),
-    "longer": lambda: table("reversed, 3 seeds", FOUR, {
-        "1,500 steps": mean(REVERSED, *SCORES), "4,500 steps": mean(LONG, *SCORES), "runs": where(LONG)}, range(3)),
+    "longer": lambda: table("reversed, 5 seeds", FOUR, {
+        "1,500 steps": mean(REVERSED, *SCORES), "4,500 steps": mean(LONG, *SCORES), "runs": where(LONG)}, range(5)),
     "longer-against": lambda: table("4,500 steps, reversed: ADELLO less …", FOUR, {
         "accuracy": gain(LONG.format("adello"), LONG), "ECE": gain(LONG.format("adello"), LONG, "ece")}, PAIRED),
     "sweep": lambda: table("balanced accuracy at γ_u; 3 seeds", FOUR, {
