@@ -143,7 +143,7 @@ def fingerprint(sets):
 
 
 def read(dataset, data_dir="data", image_size=32):
-    """Read `shapes`, `cifar10`, `cifar100`, `stl10` or `folder`. A Source; ValueError without it."""
+    """Read `shapes`, `cifar10`, `cifar100`, `stl10` or `folder`: a Source. Raises ValueError."""
     if dataset == "shapes":
         return Source(*shapes(1000, 0, image_size), *shapes(200, 1, image_size), list(SHAPES))
     faults = OSError if dataset == "folder" else (OSError, EOFError, RuntimeError)  # torchvision's
