@@ -107,11 +107,12 @@ def read_run(directory):
         result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
         with open(directory / "log.csv", newline="", encoding="utf-8") as file:
             log = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        result["balanced_accuracy"], identity(config)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        run = FinishedRun(directory, config, result, log)
+        table(group([run]))  # what they lack shows here
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise ValueError(f"{directory} is no finished run ({error}); the command that made it "
                          "completes or mends it") from None
-    return FinishedRun(directory, config, result, log)
+    return run
 
 
 def identity(config):
@@ -127,12 +128,18 @@ def identity(config):
 
 
 def group(runs):
-    """Runs that differ in the seed alone together: a dict from a name to a list of runs."""
+    """Runs that differ in the seed alone together: a dict from a name to a list of runs.
+
+    Of two runs with equal settings and seed, of which the code must differ, the second stands apart.
+    """
     groups = {}
     for run in {run.directory: run for run in runs}.values():  # a run given twice is one
         settings = identity(run.config)
-        settings.pop("seed")
-        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
+        seed = settings.pop("seed")
+        key = json.dumps(settings, sort_keys=True)
+        while seed in [other.config["seed"] for other in groups.get(key, [])]:
+            key += "'"
+        groups.setdefault(key, []).append(run)
     named = {}
     for members in groups.values():
         name = re.sub(r"-s\d+$", "", members[0].directory.name)

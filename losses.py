@@ -24,7 +24,7 @@ class Method(NamedTuple):
     """A row of the family: one formula, other priors. Without a target nothing is adjusted."""
     target: Optional[str]   # the prior that alpha_t smooths to Q_alpha
     ccr: Optional[str]      # samples of L_uc: the "rest", where M = 0, or "all"
-    unlabeled: bool = True  # whether there is L_u
+    unlabeled: bool = True  # whether it learns from unlabeled images at all
 
 
 METHODS = {

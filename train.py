@@ -60,7 +60,7 @@ class Config:
     alpha_min: float = setting(0.1, "alpha at the last step", (0, 1))
     d: float = setting(2.0, "exponent of the schedule of alpha", (1e-9, 1e9))
     threshold: float = setting(0.95, "confidence of a hard pseudo-label, the mask M", (0, 1))
-    warmup_steps: int = setting(50_000, "steps before CCR; scaled with --steps", (0, 1e12))
+    warmup_steps: int = setting(50_000, "steps before CCR; unless given, scaled", (0, 1e12))
     prior_momentum: float = setting(0.999, "m of the estimated prior Qhat", (0, 1 - 1e-9))
     # network and optimiser
     model: str = setting("wrn-28-2", "wrn-<depth>-<width> or resnet50")
@@ -96,7 +96,7 @@ class Run:
     """What a step reads and changes, and what has been recorded."""
     config: Config
     device: torch.device
-    sets: data.Data                     # on the device
+    sets: data.Data                     # as data.place puts them
     fingerprint: dict                   # of the data
     p_labeled: torch.Tensor             # P_L, (K,)
     q_true: torch.Tensor                # Q, (K,), for analysis and the oracle; None: unknown
@@ -127,7 +127,7 @@ def train_step(run, labeled, labels, unlabeled, hidden_labels, draws):
     method = METHODS[config.method]
     sizes = [len(labels), len(unlabeled), len(unlabeled)]
 
-    # forward: labeled, weak and strong views share batch-norm statistics, as the authors' do
+    # forward: labeled, weak and strong views share batch-norm statistics, as in the authors' code
     logits = run.forward(labeled, unlabeled, draws)                   # f, (B + 2U, K)
     logits_labeled, logits_weak, logits_strong = logits.split(sizes)
 
@@ -135,7 +135,7 @@ def train_step(run, labeled, labels, unlabeled, hidden_labels, draws):
     probs = logits_weak.detach().softmax(dim=1)                       # p(u), (U, K)
     mask = confidence_mask(probs, config.threshold)                   # M(u), (U,)
 
-    # priors: the losses use the Qhat from before this step, T the one after it
+    # priors: the losses use Qhat from before this step; T is computed from Qhat after it
     q_hat = run.estimator.q_hat.clone()
     ccr = method.ccr is not None and run.step >= config.warmup_steps
     if method.unlabeled:
@@ -146,7 +146,7 @@ def train_step(run, labeled, labels, unlabeled, hidden_labels, draws):
         q_source = q_hat
         target = {"p_labeled": p_labeled, "q_hat": q_hat, "q_true": run.q_true}[method.target]
         alpha = alpha_schedule(run.step, config.steps, config.alpha_min, config.d)
-        q_alpha = smooth(target, torch.tensor(alpha))
+        q_alpha = smooth(target, torch.tensor(alpha))                 # in float32
 
     # losses: L = L_s + L_u + L_uc
     loss_s = supervised_loss(logits_labeled, labels, p_labeled, q_alpha)
@@ -154,8 +154,8 @@ def train_step(run, labeled, labels, unlabeled, hidden_labels, draws):
     if method.unlabeled:
         loss_u = consistency_loss(logits_strong, probs, mask, q_source, q_alpha)
     if ccr:
-        hard = mask if method.ccr == "rest" else torch.zeros_like(mask)
-        loss_uc = complementary_loss(logits_strong, probs, hard, q_source, q_alpha,
+        excluded = mask if method.ccr == "rest" else torch.zeros_like(mask)
+        loss_uc = complementary_loss(logits_strong, probs, excluded, q_source, q_alpha,
                                      run.estimator.temperature)
 
     update(run, loss_s + loss_u + loss_uc)
@@ -314,6 +314,7 @@ def train(run, directory, step=train_step):
 def record(run):
     """Evaluate after t steps: a row of log.csv, whose losses are means since the row before.
 
+    lr is that of the step just done, alpha that of the next.
     Returns what result.json holds at the end: the row, priors, and None for what is unknown.
     """
     config = run.config
@@ -391,11 +392,14 @@ def export(state, directory):
 def write(path, content):
     """A file of these bytes, whole or not at all. OSError."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path, device="cpu"):
@@ -409,15 +413,17 @@ def read_checkpoint(path, device="cpu"):
         state = torch.load(io.BytesIO(content[:-32]), map_location=device, weights_only=True)
         return {**state, "config": {**state["config"]}}  # both are dicts, or it is none of ours
     except (LookupError, TypeError, pickle.UnpicklingError):
-        raise ValueError(f"{path} is damaged or no run's checkpoint; see --fresh") from None
+        raise ValueError(f"{path} is damaged or no run's checkpoint; give another --out or "
+                         "--fresh") from None
 
 
 def restore(run, state):
     """Put a checkpoint's state into a run that was set up alike. ValueError on other data."""
     for name, value in run.fingerprint.items():
         if state["data"][name] != value:
-            raise ValueError(f"--out {run.config.out} holds a run on other data: its {name} differ "
-                             f"from what is in {run.config.data_dir}; see --fresh")
+            raise ValueError(f"--out {run.config.out} holds a run on other data: {name} differs "
+                             f"from what is in {run.config.data_dir}; give another --out or "
+                             "--fresh")
     for name, part in parts(run).items():
         part.load_state_dict(state[name])
     for name in ("step", "seconds", "rows", "totals"):
@@ -432,7 +438,7 @@ def compare(held, asked, given):
         if held.get(name) != asked[name]:
             typed = "variant" if name == "variant" else option(name)
             raise ValueError(f"--out holds a run with {typed} {held.get(name)}, not {asked[name]}; "
-                             "see --fresh")
+                             "give another --out or --fresh")
 
 
 def hold(directory):
@@ -464,9 +470,10 @@ def parse(argv=None, variant=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS, allow_abbrev=False, exit_on_error=False)
-    parser.epilog = "In brackets: the values of shapes. What another --dataset changes:\n"
-    for name, preset in PRESETS.items():
-        changes = " ".join(f"{option(k)} {v}" for k, v in preset.items())
+    parser.epilog = "In brackets: the values of shapes. With another --dataset they are\n"
+    for name in list(PRESETS)[1:]:
+        values = asdict(Config()) | PRESETS[name]
+        changes = " ".join(f"{option(k)} {v}" for k, v in values.items() if v != bare[k])
         parser.epilog += f"  {name:10}{changes}\n"
     settings = {f.name: f for f in fields(Config) if f.metadata}
     for name, f in settings.items():
@@ -565,7 +572,7 @@ def advice(error):
 
 
 def main(argv=None, variant=None, prepare=setup, step=train_step):
-    """The command. Returns the exit status: 0; 1, a fault in training; 2, the user's mistake.
+    """The command. Returns its status: 0; 1, a fault; 2, the user's mistake; 130, interrupted.
 
     variant, prepare(config) and step: for scripts that change the set-up or the step.
     """
@@ -578,9 +585,13 @@ def main(argv=None, variant=None, prepare=setup, step=train_step):
         directory = Path(config.out)
         made = [place for place in (directory, *directory.parents) if not place.exists()]
         lock = hold(directory)
+        checkpoint = directory / "checkpoint.pt"
         state = None
         if "fresh" not in given:
-            state = read_checkpoint(directory / "checkpoint.pt", config.device)
+            state = read_checkpoint(checkpoint, config.device)
+            if not state and (directory / "config.json").exists():
+                raise ValueError(f"--out {directory} holds a config.json without a checkpoint.pt; "
+                                 "give another --out or --fresh")
         if state:
             compare(state["config"], asdict(config), given)
             export(state, directory)
@@ -588,6 +599,9 @@ def main(argv=None, variant=None, prepare=setup, step=train_step):
             prepared = prepare(config)
             if state:
                 restore(prepared, state)
+            else:  # with --fresh, what is there goes before the run starts
+                for name in ("checkpoint.pt", "config.json", "log.csv", "result.json"):
+                    (directory / name).unlink(missing_ok=True)
             run = prepared
             sets = run.sets
             print(f"{variant or config.method} on {config.dataset}: {len(sets.classes)} classes, "
@@ -595,9 +609,12 @@ def main(argv=None, variant=None, prepare=setup, step=train_step):
                   f"{run.step}; {config.model}, {config.device}, {config.precision}", flush=True)
             train(run, directory, step)
         print(f"{directory}: log.csv, result.json, config.json, checkpoint.pt")
-        return evaluate.main([str(directory)])
+        return evaluate.main(["--", str(directory)])
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command, without --fresh, continues from the last save")
+        if lock and checkpoint.exists():
+            print("\ninterrupted; the same command, without --fresh, continues from the last save")
+        else:
+            print("\ninterrupted before the first save")
         return 130
     except Exception as error:
         hint = advice(error)

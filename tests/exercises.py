@@ -55,6 +55,10 @@ EXERCISES = [
     Exercise("own_method", "losses.METHODS", "a row of your own in the family of methods"),
 ]
 NAMES = [exercise.name for exercise in EXERCISES]
+NEEDS = {"complementary_loss": ["adjust"], "estimator_update": ["imbalance_temperature"],  # what it calls
+         "gradient_limit": ["adjust", "complementary_loss"],
+         "own_method": ["alpha_schedule", "smooth", "estimator_update", "adjust", "complementary_loss", "weak",
+                        "reliability", "ema_update"]}
 PLACES = {exercise.name: exercise.place for exercise in EXERCISES}
 
 ANSWERS = {
@@ -280,6 +284,8 @@ def grade(directory, timeout=120):
     if (directory / HANDED_OUT).exists():
         listed = (directory / HANDED_OUT).read_text(encoding="utf-8").split()
         names = [name for name in NAMES if name in listed]
+        if not names:
+            raise ValueError(f"{directory / HANDED_OUT} names no exercise")
     elif not (directory / "answers.py").exists():
         names = [name for name in NAMES if name not in ANSWERS]
     found = run(names, directory, timeout)
@@ -292,7 +298,9 @@ def grade(directory, timeout=120):
             found[name] = alone if isinstance(alone, str) else alone[name]
     width = max(map(len, names), default=0)
     for name in names:
-        print(f"{name:{width}}  " + ("passed" if found[name] is None else f"failed: {found[name]}"))
+        first = [other for other in NEEDS.get(name, []) if found.get(other)]
+        reason = f"first mend {', '.join(first)}, which it uses" if first else found[name]
+        print(f"{name:{width}}  " + ("passed" if found[name] is None else f"failed: {reason}"))
     passed = sum(found[name] is None for name in names)
     print(f"{passed} of {len(names)} passed")
     return 0 if passed == len(names) else 1
@@ -331,7 +339,7 @@ def main(argv=None):
             if not (directory / "priors.py").exists():
                 raise ValueError(f"{directory} holds no copy of the project")
             return grade(directory)
-        asked = {"all": NAMES}.get(options.names[0], options.names)
+        asked = NAMES if "all" in options.names else options.names
         names = [e.name for e in EXERCISES if e.name in asked or e.place in asked]
         blank(names, Path(options.out), not options.no_formula)
     except (ValueError, OSError) as error:

@@ -9,6 +9,8 @@ A RUN is a directory, or a name in runs.csv in which * stands for anything: 'sha
 in the seed alone are one panel or one point. A drawing takes these groups, lists of evaluate.FinishedRun.
 """
 
+import glob
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -58,8 +60,11 @@ def shift_of(config):
     return f"γ_u = {ratio(gamma_u(config))}" if gamma_u(config) else "as it is"
 
 
-def title(config):
-    return f"{method_of(config)}, {shift_of(config)}"
+def titles(groups):
+    """Method and shift of each group; the name of the runs where that does not tell two groups apart."""
+    found = [f"{method_of(runs[0].config)}, {shift_of(runs[0].config)}" for runs in groups]
+    return [re.sub(r"-s\d+$", "", runs[0].directory.name) if found.count(name) > 1 else name
+            for name, runs in zip(found, groups)]
 
 
 def reliability(groups):
@@ -68,7 +73,8 @@ def reliability(groups):
     from matplotlib.patches import Patch
     width = max(2.9, 4.2 / len(groups))
     drawn, axes = figure(2, len(groups), width, 4.6, sharex=True, sharey="row", height_ratios=[3, 1])
-    for (above, below), found in zip(axes.T, in_order(groups)):
+    groups = in_order(groups)
+    for (above, below), name, found in zip(axes.T, titles(groups), groups):
         bins = np.array([run.result["reliability"] for run in found])             # (runs, bins, 3)
         share = bins[:, :, 0].mean(axis=0)
         accuracy = (bins[:, :, 0] * bins[:, :, 1]).mean(axis=0) / np.maximum(share, 1e-9)
@@ -86,7 +92,8 @@ def reliability(groups):
             above.axvline(line, color=colour, lw=1.5)
             below.axvline(line, color=colour, lw=1.5)
         ece = statistics.mean(percent(found, "ece"))
-        above.set(title=f"{title(found[0].config)}\nECE {ece:.1f} %", xlim=(0, 1), ylim=(0, 1))
+        seeds = f", mean of {len(found)}" if len(found) > 1 else ""  # seeds; the bars hold all of them together
+        above.set(title=f"{name}\nECE {ece:.1f} %{seeds}", xlim=(0, 1), ylim=(0, 1))
         means = f"mean {100 * share @ confidence:.0f} %, accuracy {100 * share @ accuracy:.0f} %"
         below.set(xlabel=f"confidence\n({means})")
     axes[0, 0].set_ylabel("accuracy")
@@ -104,26 +111,30 @@ def reliability(groups):
 
 def fig3(groups):
     """The paper's Fig. 3: the distance of Qhat from the true and the uniform prior; alpha in a panel of its own."""
-    moving = {method_of(found[0].config): found[0].log for found in groups
+    moving = {name: found[0].log for name, found in zip(titles(groups), groups)
               if METHODS.get(found[0].config["method"], METHODS["fixmatch"]).target}
     drawn, (axes,) = figure(1, len(groups) + bool(moving), 2.9, 3.3)
     highest = 0
-    for panel, found in zip(axes, groups):
+    for panel, name, found in zip(axes, titles(groups), groups):
         steps = [row["step"] for row in found[0].log]
         for key, text, line in (("kl_q_qhat", "KL(Q ‖ Q̂)", "-"), ("kl_uniform_qhat", "KL(uniform ‖ Q̂)", "--")):
             values = np.mean([[row[key] for row in run.log] for run in found], axis=0)
             panel.plot(steps, values, line, label=text, lw=2)
             highest = max(highest, np.nanmax(values, initial=0))
-        panel.set(title=title(found[0].config), xlabel="step")
+        panel.set(title=name, xlabel="step")
     for panel in axes[:len(groups)]:
         panel.set_ylim(0, 1.05 * highest or 1)
     axes[0].set_ylabel("nats")
     drawn.legend(handles=axes[0].lines, loc="outside lower center", ncols=2, fontsize=9)
     if moving:
+        curves = {}
         for name, log in moving.items():
-            axes[-1].plot([row["step"] for row in log], [row["alpha"] for row in log], lw=2, label=name)
+            curves.setdefault(tuple((row["step"], row["alpha"]) for row in log), []).append(name)
+        for curve, those in curves.items():
+            axes[-1].plot(*zip(*curve), lw=2, label="\n".join(those))
         axes[-1].set(title="alignment", xlabel="step", ylabel="α", ylim=(0, 1.05))
-        axes[-1].legend(fontsize=8)
+        if len(curves) > 1:
+            axes[-1].legend(fontsize=7)
     return drawn
 
 
@@ -201,7 +212,8 @@ def find(names):
     """The runs that are meant. Raises ValueError with the name of one that is not there."""
     found = {}
     for name in names:
-        runs = [evaluate.read_run(name)] if Path(name).is_dir() else results.finished(name)
+        places = [name] if Path(name).is_dir() else sorted(glob.glob(name))  # some shells expand no pattern
+        runs = [evaluate.read_run(place) for place in places] or results.finished(name)
         if not runs:
             raise ValueError(f"{name} is neither a directory nor the name of a run in {results.RESULTS / 'runs.csv'}")
         found |= {run.directory: run for run in runs}

@@ -221,3 +221,9 @@ def test_a_directory_that_is_not_there_is_one_line_that_names_it(tmp_path, capsy
     assert evaluate.main([str(tmp_path / "absent")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "absent" in error and error.count("\n") == 1
+
+
+def test_two_runs_of_one_seed_and_one_setting_are_not_taken_for_two_seeds(tmp_path):
+    """As when the code was changed between them: the second stands apart, and with it its difference."""
+    runs = [evaluate.read_run(made_up_run(tmp_path / name, accuracy, seed=0)) for name, accuracy in (("a", 0.4), ("b", 0.5))]
+    assert [len(members) for members in evaluate.group(runs).values()] == [1, 1]

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -618,3 +619,21 @@ assert evaluate.main([{arguments[-1]!a}[:-1] + "*"]) == 0
     assert done.returncode == 0, done.stderr.decode("cp1252")
     assert "Traceback" not in done.stderr.decode("cp1252")
     assert done.stdout.decode("cp1252").count("| run | 1 | ") == 3
+
+
+def test_results_without_a_checkpoint_are_not_overwritten(train_small, capsys):
+    assert train_small("--out", "run") == 0
+    Path("run/checkpoint.pt").unlink()
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    assert train_small("--out", "run", "--lr", "0.5") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+
+
+def test_a_fresh_run_that_ends_before_its_first_save_does_not_come_back_as_the_old_one(train_small, capsys):
+    def stop(run, *tensors):
+        raise KeyboardInterrupt
+    assert train_small("--out", "run") == 0
+    assert train_small("--out", "run", "--fresh", step=stop) == 130
+    assert "before the first save" in capsys.readouterr().out
+    assert not Path("run/checkpoint.pt").exists() and not Path("run/result.json").exists()

@@ -232,7 +232,8 @@ def test_fig3_names_method_and_shift_cuts_no_curve_and_shows_alpha_where_there_i
     *panels, alpha = pictures.fig3(groups(tmp_path, gammas=(10,), methods=two)[1]).axes
     assert [axes.get_title() for axes in panels] == ["ADELLO, γ_u = 10", "FixMatch, γ_u = 10"]
     assert all(axes.get_ylim()[1] > 1.9 and len(axes.lines) == 2 for axes in panels)
-    assert [line.get_label() for line in alpha.lines] == ["ADELLO"] and list(alpha.lines[0].get_ydata()) == [0.7, 0.1]
+    assert [line.get_label() for line in alpha.lines] == ["ADELLO, γ_u = 10"]
+    assert list(alpha.lines[0].get_ydata()) == [0.7, 0.1]
     alone = [evaluate.read_run(made_up_run(tmp_path / "a", method="fixmatch", shift="uniform"))]
     assert [axes.get_title() for axes in pictures.fig3([alone]).axes] == ["FixMatch, uniform"]
 

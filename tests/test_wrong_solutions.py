@@ -956,7 +956,7 @@ def test_a_copy_that_is_half_done_is_told_what_is_missing(tmp_path, capfd):
     assert exercises.main(["grade", str(tmp_path)]) == 1
     assert capfd.readouterr().out.splitlines() == [
         "smooth              passed", "adjust              failed: losses.adjust is yours to write",
-        "complementary_loss  failed: losses.adjust is yours to write", "1 of 3 passed"]
+        "complementary_loss  failed: first mend adjust, which it uses", "1 of 3 passed"]
 
 
 def test_an_endless_loop_is_a_failure(tmp_path, capfd):
