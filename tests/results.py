@@ -110,7 +110,7 @@ def finished(pattern, seeds=None):
             values = [value_of(line[key]) for line in classes]
             result[key] = None if values == [None] * len(values) else values
         result["reliability"] = [[float(line[key]) for key in BINS] for line in bins]
-        log = [{key: float(cell) for key, cell in line.items()} for line in log]
+        log = [{key: float(cell) for key, cell in line.items() if cell} for line in log]  # "": another method's column
         found.append(evaluate.FinishedRun(Path(run), config, result, log))
     return found
 
