@@ -187,21 +187,28 @@ def calibration(groups):
     ours = [(method_of(runs[0].config) + f", {shift_of(runs[0].config)}" * (len(shifts) > 1),
              [100 - accuracy for accuracy in percent(runs, "balanced_accuracy")], percent(runs, "ece"))
             for runs in in_order(groups)]
-    titles = "published: CIFAR-10-LT", f"this code: {groups[0][0].config['dataset']}, {', '.join(shifts)}"
-    for panel, heading, points in zip(panels, titles, (theirs, ours)):
+    seeds = max(len(runs) for runs in groups)
+    spread = f", {seeds} seeds" if seeds > 1 else ""
+    headings = "published: CIFAR-10-LT", f"this code: {groups[0][0].config['dataset']}, {', '.join(shifts)}{spread}"
+    for panel, heading, points in zip(panels, headings, (theirs, ours)):
+        named = []
         for i, (name, errors, eces) in enumerate(points):
-            place = order.index(name) if name in order else i
+            colour = COLOURS[(order.index(name) if name in order else len(order) + i) % len(COLOURS)]
             x, y = statistics.mean(errors), statistics.mean(eces)
             if len(errors) > 1:
-                panel.errorbar(x, y, statistics.stdev(eces), statistics.stdev(errors), color=COLOURS[place % 8],
+                panel.errorbar(x, y, statistics.stdev(eces), statistics.stdev(errors), color=colour,
                                elinewidth=1, capsize=2, alpha=0.4)
-            panel.plot(x, y, "o", color=COLOURS[place % 8])
-            side, align = (-7, "right") if place % 2 else (7, "left")
-            panel.annotate(name, (x, y), (side, 0), textcoords="offset points", fontsize=9, ha=align, va="center")
-        panel.margins(0.3, 0.15)
+            panel.plot(x, y, "o", color=colour)
+            named.append((y, x, name, colour))
+        panel.margins(0.1, 0.15)
         panel.set(title=heading, xlabel="error in %", ylabel="ECE in %")
         panel.set_ylim(0)
         panel.grid(alpha=0.3)
+        place = 0
+        for y, x, name, colour in sorted(named):  # beside the panel, at its height or above the name before
+            place = max(place + 0.06, y / panel.get_ylim()[1])
+            panel.annotate(name, (x, y), (1.03, place), textcoords="axes fraction", color=colour, fontsize=9, va="center",
+                           arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.5})
     return drawn
 
 
