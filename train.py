@@ -336,7 +336,8 @@ def record(run):
             pseudo_label_accuracy = right_rate / means["mask_rate"]
     row = {"step": run.step, "seconds": run.seconds,
            "lr": run.optimizer.param_groups[0]["lr"].item(),
-           "alpha": alpha_schedule(run.step, config.steps, config.alpha_min, config.d), **means,
+           "alpha": float(alpha_schedule(run.step, config.steps, config.alpha_min, config.d)),
+           **means,
            "pseudo_label_accuracy": pseudo_label_accuracy, "kl_q_qhat": kl_q_qhat,
            "temperature": run.estimator.temperature.item(),
            "kl_uniform_qhat": kl_divergence(uniform(len(q_hat)), q_hat).item(), **found}

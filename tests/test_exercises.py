@@ -415,6 +415,14 @@ def test_complementary_loss_works_for_more_classes_than_two(complementary_loss):
     check(close(found, 6 / 7 * math.log(4) + 1 / 7 * math.log(2)), "the loss of a sample is a sum over its classes")
 
 
+def test_complementary_loss_takes_a_temperature_between_whole_numbers(complementary_loss):
+    label = [0.8 ** (2 / 3), 0.2 ** (2 / 3)]  # at T = 1.5, of p = (0.8, 0.2), not normalised
+    label = [part / sum(label) for part in label]
+    expected = -sum(part * math.log(part) for part in label)  # f = log p, so that prediction and label agree
+    found = one(complementary_loss, [math.log(0.8), math.log(0.2)], [0.8, 0.2], 1.5)
+    check(close(found, expected, 1e-6), "T need not be a whole number: p^(1/T) against f / T at T = 1.5")
+
+
 def test_complementary_loss_is_least_where_the_prediction_is_the_label(complementary_loss):
     for temperature in (1.0, 1.5, 4.0):
         logits = some_probs().log().requires_grad_()

@@ -245,6 +245,11 @@ def ccr(label=LABEL, prediction=LOGQ, mean=MEAN):
 
 
 WRONG["complementary_loss"] = [
+    ("T cut to a whole number", "def complementary_loss(logits_strong, probs_weak, mask, q_hat, q_alpha, temperature):\n"
+     "    temperature = int(temperature)\n"
+     "    p = F.softmax(probs_weak.detach().log() / temperature, dim=1)\n"
+     "    q = F.log_softmax(adjust(logits_strong, q_hat, q_alpha) / temperature, dim=1)\n"
+     "    return (-(p * q).sum(dim=1) * (1 - mask)).mean()\n", "whole number"),
     ("no adjustment", ccr(prediction="q = F.log_softmax(logits_strong / temperature, dim=1)\n"), "log-ratio is added"),
     ("adjusted after the division by T", ccr(prediction="q = F.log_softmax(adjust(logits_strong / temperature, q_hat, "
      "q_alpha), dim=1)\n"), "before the division"),
