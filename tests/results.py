@@ -193,7 +193,9 @@ def lines_of(run, log, command, changes, commit):
     shift = config["shift"] if config["shift"] in SHIFTS else None
     identity = (name, config["dataset"], config["method"], config.get("variant"), shift, config["imb"], gamma_u(config),
                 config["seed"])
-    over = sum(share * (confidence - accuracy) for share, accuracy, confidence in result["reliability"])
+    over = 0.0  # added one by one, since sum rounds otherwise from Python 3.12 on
+    for share, accuracy, confidence in result["reliability"]:
+        over += share * (confidence - accuracy)
     origin = (changes, command, commit, made.get("torch"), made.get("threads"), made.get("device"), config["device"],
               config["precision"])
     row = dict(zip(IDENTITY, identity, strict=True))
