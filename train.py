@@ -465,12 +465,18 @@ def option(name):
     return "--" + name.replace("_", "-")
 
 
+def refuse(message):
+    """For argparse, which would print its usage, too, and exit."""
+    raise ValueError(message)
+
+
 def parse(argv=None, variant=None):
-    """The command line: (Config, dict of what was given). Raises ValueError or ArgumentError."""
+    """The command line: (Config, dict of what was given). Raises ValueError."""
     bare = asdict(Config()) | PRESETS["shapes"]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS, allow_abbrev=False, exit_on_error=False)
+        argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser.error = refuse
     parser.epilog = "In brackets: the values of shapes. With another --dataset they are\n"
     for name in list(PRESETS)[1:]:
         values = asdict(Config()) | PRESETS[name]
@@ -483,10 +489,7 @@ def parse(argv=None, variant=None):
         parser.add_argument(option(name), type=f.type, choices=choices,
                             help=f"{f.metadata['meaning']} ({bare[name]})")
     parser.add_argument("--fresh", action="store_true", help="start over where --out holds a run")
-    found, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise ValueError(f"unrecognized arguments: {' '.join(unknown)}")
-    given = vars(found)
+    given = vars(parser.parse_args(argv))
     for name in settings.keys() & given.keys():
         allowed = settings[name].metadata["allowed"]
         if isinstance(allowed, tuple) and not allowed[0] <= given[name] <= allowed[1]:
@@ -568,7 +571,7 @@ def advice(error):
         return "; out of memory: try a smaller --batch-size, --image-size or --model"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return "; try --compile off"
-    if isinstance(error, (ValueError, OSError, argparse.ArgumentError)):
+    if isinstance(error, (ValueError, OSError)):
         return ""
 
 
