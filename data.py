@@ -104,14 +104,21 @@ def load(dataset, data_dir="data", n1=None, m1=None, imb=1.0, imb_u=1.0, labeled
          image_size=32, seed=0):
     """Read a data set and cut it; arguments as of `read` and `cut`. Returns Data on the CPU.
 
-    Images of unknown class (STL-10's, or those in a folder's `unlabeled/`) take the place of drawn
-    ones; all training images join them, and there are no hidden labels.
+    U is united with L.
     """
     source = read(dataset, data_dir, image_size)
     labeled, unlabeled = cut(source, n1, m1, imb, imb_u, labeled_fraction, seed)
-    union = torch.cat([labeled, unlabeled]).sort().values
-    pool = source.images[union]
-    hidden_labels = source.labels[union]
+    return gather(dataset, source, labeled, torch.cat([labeled, unlabeled]).sort().values)
+
+
+def gather(dataset, source, labeled, unlabeled):
+    """Data from the chosen images of a Source, two index tensors.
+
+    Images of unknown class (STL-10's, or those in a folder's `unlabeled/`) take the place of chosen
+    ones; all training images join them, and there are no hidden labels.
+    """
+    pool = source.images[unlabeled]
+    hidden_labels = source.labels[unlabeled]
     if source.extra is not None:
         pool = torch.cat([source.extra, source.images])
         hidden_labels = None

@@ -228,14 +228,18 @@ def batch(run):
 
 # --------------------------------------------------------------------------------------- the run
 
+def gamma_u(config):
+    """Imbalance of the unlabeled set, below 1 reversed; None where it is not cut."""
+    if not config.shift:
+        return config.imb_u
+    return {"consistent": config.imb, "uniform": 1.0, "reversed": 1 / config.imb}[config.shift]
+
+
 def setup(config, sets=None, model=None):
     """All that a step needs, at step 0; sets: ready Data, model: a ready network. ValueError."""
     if sets is None:
-        imb = config.imb or 1.0
-        gammas = {"consistent": imb, "uniform": 1.0, "reversed": 1 / imb}
-        sets = data.load(config.dataset, config.data_dir, config.n1, config.m1, imb,
-                         gammas.get(config.shift, config.imb_u), config.labeled_fraction,
-                         config.image_size, config.seed)
+        sets = data.load(config.dataset, config.data_dir, config.n1, config.m1, config.imb,
+                         gamma_u(config), config.labeled_fraction, config.image_size, config.seed)
     K = len(sets.classes)
     device = torch.device(config.device)
     fingerprint = data.fingerprint(sets)
@@ -318,12 +322,8 @@ def record(run):
     Returns what result.json holds at the end: the row, priors, and None for what is unknown.
     """
     config = run.config
-    labels = run.sets.test_labels
-    logits = evaluate.predict(run.evaluated, run.sets.test, run.sets.mean, run.sets.std)
-    if not torch.isfinite(logits).all():
-        raise FloatingPointError("the outputs of the network are not finite")
-    found = evaluate.metrics(logits, labels)
-    per_class = found.pop("per_class_accuracy").tolist()
+    found = figures(run)
+    vectors = {name: found.pop(name) for name in ("per_class_accuracy", "reliability")}
     steps = run.step - (run.rows[-1]["step"] if run.rows else 0)
     means = {name: (total / steps).item() for name, total in run.totals.items()}
     right_rate = means.pop("right_rate")
@@ -343,12 +343,27 @@ def record(run):
            "kl_uniform_qhat": kl_divergence(uniform(len(q_hat)), q_hat).item(), **found}
     run.rows.append(row)
     run.totals = {}
-    bins = evaluate.reliability(logits.double().softmax(dim=1), labels)
     q_true = None if run.q_true is None else run.q_true.tolist()
-    result = row | {"classes": run.sets.classes, "p_labeled": run.p_labeled.tolist(),
-                    "q_hat": q_hat.tolist(), "q_true": q_true, "per_class_accuracy": per_class,
-                    "reliability": bins.tolist()}
-    return json.loads(json.dumps(result), parse_constant=lambda nan: None)
+    return strict(row | vectors | {
+        "classes": run.sets.classes, "p_labeled": run.p_labeled.tolist(),
+        "q_hat": q_hat.tolist(), "q_true": q_true})
+
+
+def figures(run):
+    """The metrics of run.evaluated on the test images, per-class accuracies and bins as lists."""
+    labels = run.sets.test_labels
+    logits = evaluate.predict(run.evaluated, run.sets.test, run.sets.mean, run.sets.std)
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError("the outputs of the network are not finite")
+    found = evaluate.metrics(logits, labels)
+    bins = evaluate.reliability(logits.double().softmax(dim=1), labels)
+    per_class = found["per_class_accuracy"].tolist()
+    return found | {"per_class_accuracy": per_class, "reliability": bins.tolist()}
+
+
+def strict(values):
+    """The same with None for NaN and infinities, which JSON does not know."""
+    return json.loads(json.dumps(values), parse_constant=lambda nan: None)
 
 
 # ------------------------------------------------- a run is its directory, its checkpoint the truth

@@ -26,20 +26,14 @@ from priors import PriorEstimator
 def sets_of(config, source=None, unite=True):
     """The Data that train.setup loads, from a Source other than config.dataset's, or with U not united with L."""
     source = source or data.read(config.dataset, config.data_dir, config.image_size)
-    imb_u = config.imb_u
-    if config.shift:
-        imb_u = {"consistent": config.imb, "uniform": 1.0, "reversed": 1 / config.imb}[config.shift]
-    labeled, unlabeled = data.cut(source, config.n1, config.m1, config.imb, imb_u, config.labeled_fraction, config.seed)
+    labeled, unlabeled = data.cut(source, config.n1, config.m1, config.imb, train.gamma_u(config),
+                                  config.labeled_fraction, config.seed)
     if unite:
         unlabeled = torch.cat([labeled, unlabeled]).sort().values
-    pool = source.images[unlabeled]
-    hidden_labels = source.labels[unlabeled]
-    if source.extra is not None:
-        pool = torch.cat([source.extra, source.images]) if unite else source.extra
-        hidden_labels = None
-    mean, std = torch.tensor(data.STATISTICS[config.dataset]).view(2, 3, 1, 1)
-    return data.Data(source.images[labeled], source.labels[labeled], pool, hidden_labels, source.test,
-                     source.test_labels, source.classes, mean, std)
+    sets = data.gather(config.dataset, source, labeled, unlabeled)
+    if source.extra is not None and not unite:
+        sets = sets._replace(unlabeled=source.extra)
+    return sets
 
 
 class Separately(torch.nn.Module):
@@ -113,13 +107,14 @@ def prepare_of(variant):
 def main(arguments):
     """The command line. Returns the exit status."""
     name, *rest = arguments or [""]
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = train.refuse
     parser.add_argument("--method", default="adello")
     try:
         if name not in VARIANTS:
             raise ValueError(f"no variant {name!r}: name one of {', '.join(VARIANTS)}, then train.py's options")
         method = parser.parse_known_args(rest)[0].method
-    except (ValueError, argparse.ArgumentError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     variant = name if method == "adello" else f"{name}-{method}"

@@ -45,7 +45,8 @@ def prepare_of(variant):
 def main(arguments):
     """The command line. Returns the exit status."""
     name, *rest = arguments or [""]
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = train.refuse
     parser.add_argument("--method")
     try:
         if name in baselines_posthoc.METHODS:
@@ -60,7 +61,7 @@ def main(arguments):
             return baselines_crest.main(rest)
         prepare, step = TRAINED[name]
         return train.main(rest, name, prepare, step)
-    except (ValueError, OSError, argparse.ArgumentError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -108,7 +108,8 @@ def prepare_last(config):
 
 def main(arguments):
     """Train the generations one after the other, each a run of its own; a finished one is not repeated."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = train.refuse
     parser.add_argument("--generations", type=int, default=GENERATIONS)
     options, arguments = parser.parse_known_args(arguments)
     G = options.generations

@@ -89,19 +89,10 @@ def place(directory, base, name):
     return directory.with_name(f"{new}+{name}" if new == directory.name else new)
 
 
-def evaluated(run, network):
-    """The figures of result.json that follow from a network, None for an absent class."""
-    labels = run.sets.test_labels
-    logits = evaluate.predict(network, run.sets.test, run.sets.mean, run.sets.std)
-    found = evaluate.metrics(logits, labels)
-    bins = evaluate.reliability(logits.double().softmax(dim=1), labels)
-    accuracies = [None if math.isnan(value) else value for value in found["per_class_accuracy"].tolist()]
-    return found | {"per_class_accuracy": accuracies, "reliability": bins.tolist()}
-
-
 def main(name, arguments, prepare_of):
     """Apply a method to a finished run; prepare_of(variant): the set-up of a run, or None. ValueError, OSError."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = train.refuse
     parser.add_argument("directory", nargs="?")
     parser.add_argument("--device", default="auto")
     options, unknown = parser.parse_known_args(arguments)
@@ -116,7 +107,8 @@ def main(name, arguments, prepare_of):
     other = train.read_checkpoint(out / "checkpoint.pt")
     if other and other["config"]["variant"] != config.variant:
         raise ValueError(f"{out} holds another run")
-    figures = evaluated(run, METHODS[name](run))
+    run.evaluated = METHODS[name](run)
+    figures = train.strict(train.figures(run))
     row = run.rows[-1]
     row |= {column: value for column, value in figures.items() if column in row}
     lock = train.hold(out)

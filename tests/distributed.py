@@ -143,7 +143,8 @@ def follow(device, setup):
 
 def join(arguments):
     """Join the other processes: on this process's GPU or, without one, on the CPU. Returns the device. ValueError."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = train.refuse
     parser.add_argument("--device", default="auto")
     asked = parser.parse_known_args(arguments)[0].device
     if "RANK" not in os.environ:
@@ -163,7 +164,7 @@ def main(arguments, setup=train.setup):
     """The command line, in each process. Returns the exit status. setup(config): a run, as train.setup's."""
     try:
         device = join(arguments)
-    except (ValueError, argparse.ArgumentError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     status = 1

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from PIL import Image, ImageDraw
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
+from pil_operations import PIL_OPERATIONS
 from priors import kl_divergence, uniform
 
 
@@ -323,27 +324,6 @@ def test_a_fingerprint_sees_a_renamed_class():
 
 
 # ---------------------------------------------------------------------------------- augmentation
-
-def transform(image, *coefficients):
-    return image.transform(image.size, Image.Transform.AFFINE, coefficients)
-
-
-PIL_OPERATIONS = {
-    "AutoContrast": lambda image, v: ImageOps.autocontrast(image),
-    "Brightness": lambda image, v: ImageEnhance.Brightness(image).enhance(v),
-    "Color": lambda image, v: ImageEnhance.Color(image).enhance(v),
-    "Contrast": lambda image, v: ImageEnhance.Contrast(image).enhance(v),
-    "Equalize": lambda image, v: ImageOps.equalize(image),
-    "Identity": lambda image, v: image,
-    "Posterize": lambda image, v: ImageOps.posterize(image, int(v)),
-    "Rotate": lambda image, v: image.rotate(v),
-    "Sharpness": lambda image, v: ImageEnhance.Sharpness(image).enhance(v),
-    "ShearX": lambda image, v: transform(image, 1, v, 0, 0, 1, 0),
-    "ShearY": lambda image, v: transform(image, 1, 0, 0, v, 1, 0),
-    "Solarize": lambda image, v: ImageOps.solarize(image, v),
-    "TranslateX": lambda image, v: transform(image, 1, 0, v * image.size[0], 0, 1, 0),
-    "TranslateY": lambda image, v: transform(image, 1, 0, 0, 0, 1, v * image.size[1])}
-
 
 def to_pil(image):
     return Image.fromarray(image.permute(1, 2, 0).numpy())
