@@ -128,16 +128,10 @@ def gather(dataset, source, labeled, unlabeled):
 
 
 def place(sets, device):
-    """Move a data set to the device, but for test_labels: metrics are computed on the CPU.
-
-    Unlabeled images beyond half of a GPU's free memory stay on the host, pinned.
-    """
-    stay = {"test_labels": sets.test_labels}
-    if device.type == "cuda" and sets.unlabeled.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
-        stay["unlabeled"] = sets.unlabeled.pin_memory()
+    """Move a data set to the device, but for test_labels: metrics are computed on the CPU."""
     moved = {name: part.to(device) for name, part in sets._asdict().items()
-             if torch.is_tensor(part) and name not in stay}
-    return sets._replace(**stay, **moved)
+             if torch.is_tensor(part) and name != "test_labels"}
+    return sets._replace(**moved)
 
 
 def fingerprint(sets):
@@ -238,13 +232,12 @@ def decode(paths, size, root):
 
     bad = []
     begun = shown = time.monotonic()
-    pause = 5 if sys.stderr.isatty() else 60
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for start in range(0, len(paths), 256):
             done = min(start + 256, len(paths))
             bad += filter(None, pool.map(one, range(start, done)))  # Ctrl-C cancels the rest
             now = time.monotonic()
-            if now - shown > pause:
+            if now - shown > 10:
                 shown = now
                 left = (now - begun) * (len(paths) / done - 1)
                 print(f"{root}: {done} of {len(paths)} images, {left:.0f} s left", file=sys.stderr)

@@ -204,8 +204,8 @@ def batch_indices(size, batch_size, step, *seeds):
 
 
 def send(tensor, device):
-    """A tensor to a device without making the host wait."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    """A tensor of the CPU to a device without making the host wait."""
+    if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
@@ -217,12 +217,9 @@ def batch(run):
     seed = run.config.seed
     sets = run.sets
     x = send(batch_indices(len(sets.labeled), B, run.step, seed, 0), run.device)
-    u = batch_indices(len(sets.unlabeled), U, run.step, seed, 1)
-    unlabeled = sets.unlabeled.index_select(0, send(u, sets.unlabeled.device))
-    u = send(u, run.device)
+    u = send(batch_indices(len(sets.unlabeled), U, run.step, seed, 1), run.device)
     draws = np.random.default_rng((seed, 2, run.step)).random((B + U, 15), np.float32)
-    return (sets.labeled.index_select(0, x), sets.labels.index_select(0, x),
-            send(unlabeled, run.device), sets.hidden_labels.index_select(0, u),
+    return (sets.labeled[x], sets.labels[x], sets.unlabeled[u], sets.hidden_labels[u],
             send(torch.from_numpy(draws), run.device))
 
 
@@ -278,10 +275,9 @@ def train(run, directory, step=train_step):
     OSError when the last save fails; an earlier one that fails is a warning.
     """
     config = run.config
-    live = sys.stdout.isatty()
     before = run.seconds
     first = run.step
-    begun = saved = shown = time.monotonic()
+    begun = saved = time.monotonic()
     result = None
     while run.step < config.steps:
         for name, value in step(run, *batch(run)).items():
@@ -289,29 +285,28 @@ def train(run, directory, step=train_step):
         run.step += 1
         now = time.monotonic()
         run.seconds = round(before + now - begun, 2)
-        evaluating = run.step % config.eval_every == 0 or run.step == config.steps
-        saving = evaluating or now - saved > 60
-        showing = evaluating or now - shown > (1 if live else 60)
-        if (saving or showing) and not all(torch.isfinite(x) for x in run.totals.values()):
+        done = run.step == config.steps
+        evaluating = done or run.step % config.eval_every == 0
+        if not evaluating and now - saved < 60:
+            continue
+        saved = now
+        if not all(torch.isfinite(total) for total in run.totals.values()):
             raise FloatingPointError("the loss is not finite")
         if evaluating:
             result = record(run)
-        if directory and saving:
-            saved = now
-            try:
-                save(run, directory, result if run.step == config.steps else None)
-            except OSError as error:
-                if run.step == config.steps:
-                    raise
-                print(f"warning: not saved, training goes on: {error}", file=sys.stderr, flush=True)
-        if directory and showing:
-            shown = now
-            rate = (run.step - first) / (now - begun)
-            left = datetime.timedelta(seconds=int((config.steps - run.step) / rate))
-            row = "".join(f"{name} {run.rows[-1][name]:.3f}  " for name in (
-                "loss_s", "balanced_accuracy", "ece") if run.rows)
-            print(f"step {run.step}/{config.steps}  {row}{rate:.1f} steps/s  ETA {left}",
-                  end="\r" if live and not evaluating else "\n", flush=True)
+        if not directory:
+            continue
+        try:
+            save(run, directory, result if done else None)
+        except OSError as error:
+            if done:
+                raise
+            print(f"warning: not saved, training goes on: {error}", file=sys.stderr, flush=True)
+        rate = (run.step - first) / (now - begun)
+        left = datetime.timedelta(seconds=int((config.steps - run.step) / rate))
+        shown = "".join(f"{name} {run.rows[-1][name]:.3f}  "
+                        for name in ("loss_s", "balanced_accuracy", "ece") if run.rows)
+        print(f"step {run.step}/{config.steps}  {shown}{rate:.1f} steps/s  ETA {left}", flush=True)
     return result
 
 
@@ -487,22 +482,20 @@ def refuse(message):
 
 def parse(argv=None, variant=None):
     """The command line: (Config, dict of what was given). Raises ValueError."""
-    bare = asdict(Config()) | PRESETS["shapes"]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS, allow_abbrev=False)
     parser.error = refuse
-    parser.epilog = "In brackets: the values of shapes. With another --dataset they are\n"
-    for name in list(PRESETS)[1:]:
-        values = asdict(Config()) | PRESETS[name]
-        changes = " ".join(f"{option(k)} {v}" for k, v in values.items() if v != bare[k])
+    parser.epilog = "In brackets: the paper's values for CIFAR-10-LT. A data set changes:\n"
+    for name, preset in PRESETS.items():
+        changes = " ".join(f"{option(key)} {value}" for key, value in preset.items())
         parser.epilog += f"  {name:10}{changes}\n"
     settings = {f.name: f for f in fields(Config) if f.metadata}
     for name, f in settings.items():
         allowed = f.metadata["allowed"]
         choices = allowed if isinstance(allowed, list) else None
         parser.add_argument(option(name), type=f.type, choices=choices,
-                            help=f"{f.metadata['meaning']} ({bare[name]})")
+                            help=f"{f.metadata['meaning']} ({f.default})")
     parser.add_argument("--fresh", action="store_true", help="start over where --out holds a run")
     given = vars(parser.parse_args(argv))
     for name in settings.keys() & given.keys():
@@ -604,10 +597,9 @@ def main(argv=None, variant=None, prepare=setup, step=train_step):
         directory = Path(config.out)
         made = [place for place in (directory, *directory.parents) if not place.exists()]
         lock = hold(directory)
-        checkpoint = directory / "checkpoint.pt"
         state = None
         if "fresh" not in given:
-            state = read_checkpoint(checkpoint, config.device)
+            state = read_checkpoint(directory / "checkpoint.pt", config.device)
             if not state and (directory / "config.json").exists():
                 raise ValueError(f"--out {directory} holds a config.json without a checkpoint.pt; "
                                  "give another --out or --fresh")
@@ -630,10 +622,7 @@ def main(argv=None, variant=None, prepare=setup, step=train_step):
         print(f"{directory}: log.csv, result.json, config.json, checkpoint.pt")
         return evaluate.main(["--", str(directory)])
     except KeyboardInterrupt:
-        if lock and checkpoint.exists():
-            print("\ninterrupted; the same command, without --fresh, continues from the last save")
-        else:
-            print("\ninterrupted before the first save")
+        print("\ninterrupted; without --fresh the same command continues from the last save, if any")
         return 130
     except Exception as error:
         hint = advice(error)

@@ -149,8 +149,8 @@ def duplicate(tensor, memo):
 
 
 @contextlib.contextmanager
-def gpu(monkeypatch, capability=(9, 0), free=8e10):
-    """While this is open, the machine seems to have one GPU, with `free` bytes. Gives the FakeCuda."""
+def gpu(monkeypatch, capability=(9, 0)):
+    """While this is open, the machine seems to have one GPU. Gives the FakeCuda."""
     mode = FakeCuda()
     save = torch.save
     load = torch.load
@@ -167,7 +167,6 @@ def gpu(monkeypatch, capability=(9, 0), free=8e10):
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
         patch.setattr(torch.cuda, "get_device_name", lambda *_: "no GPU")
-        patch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, free))
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: capability >= (8, 0))
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch, "_has_compatible_shallow_copy_type", lambda *_: False)  # Module.to: new parameters

@@ -70,15 +70,6 @@ def test_the_host_waits_in_no_step_of_a_whole_forward_pass(model, size, name, co
     assert in_steps(gpu) == {}
 
 
-def test_unlabeled_images_that_do_not_fit_stay_on_the_host_and_nothing_waits_for_them(
-        command, cheap_views, monkeypatch):
-    with fake_cuda.gpu(monkeypatch, free=1000) as gpu:
-        run = train.setup(train.parse(command)[0])
-        assert run.sets.unlabeled.device.type == "cpu"
-        train.train(run, None)
-    assert in_steps(gpu) == {}
-
-
 @pytest.mark.parametrize("name", [*baselines.TRAINED, "crest"])
 def test_a_baseline_is_interrupted_goes_on_and_ends_with_a_result(name, command, cheap_views, tmp_path, monkeypatch):
     command = [name, *command, *["--generations", "2"] * (name == "crest")]

@@ -635,5 +635,5 @@ def test_a_fresh_run_that_ends_before_its_first_save_does_not_come_back_as_the_o
         raise KeyboardInterrupt
     assert train_small("--out", "run") == 0
     assert train_small("--out", "run", "--fresh", step=stop) == 130
-    assert "before the first save" in capsys.readouterr().out
+    assert "the last save, if any" in capsys.readouterr().out
     assert not Path("run/checkpoint.pt").exists() and not Path("run/result.json").exists()

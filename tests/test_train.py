@@ -370,15 +370,16 @@ def test_a_variant_has_a_directory_and_a_name_of_its_own(train_small, tmp_path):
     assert (config["method"], config["variant"]) == ("fixmatch", "darp")
 
 
-def test_help_names_every_option_with_the_value_of_the_bare_command(capsys):
+def test_help_names_every_option_with_the_paper_s_value_and_what_a_data_set_changes(capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
     for field in ("data_dir", "labeled_fraction", "prior_momentum", "eval_every", "fresh"):
         assert "--" + field.replace("_", "-") in text
-    assert "T_max (1500)" in text and "(adello)" in text and "(wrn-10-1)" in text  # of shapes
-    assert "--warmup-steps 0" in text                                              # of stl10
+    assert "T_max (262144)" in text and "(adello)" in text and "(wrn-28-2)" in text          # the paper's
+    assert "shapes --n1 150" in text and "--steps 1500" in text                              # the bare command
+    assert "--warmup-steps 0" in text                                                        # of stl10
 
 
 # ------------------------------------------------------------------------------- precision and devices
