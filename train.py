@@ -196,11 +196,9 @@ def permutation(size, *seeds):
 
 def batch_indices(size, batch_size, step, *seeds):
     """A step's part of an endless chain of permutations of 0..size-1: (batch_size,) int64."""
-    epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), size)
-    for epoch in np.unique(epochs):
-        mine = epochs == epoch
-        places[mine] = permutation(size, *seeds, int(epoch))[places[mine]]
-    return torch.from_numpy(places)
+    places = range(step * batch_size, (step + 1) * batch_size)
+    indices = [permutation(size, *seeds, place // size)[place % size] for place in places]
+    return torch.tensor(indices, dtype=torch.int64)
 
 
 def send(tensor, device):
@@ -275,16 +273,15 @@ def train(run, directory, step=train_step):
     OSError when the last save fails; an earlier one that fails is a warning.
     """
     config = run.config
-    before = run.seconds
-    first = run.step
-    begun = saved = time.monotonic()
+    saved = time.monotonic()
+    begun = saved - run.seconds
     result = None
     while run.step < config.steps:
         for name, value in step(run, *batch(run)).items():
             run.totals[name] = run.totals.get(name, 0) + value
         run.step += 1
         now = time.monotonic()
-        run.seconds = round(before + now - begun, 2)
+        run.seconds = round(now - begun, 2)
         done = run.step == config.steps
         evaluating = done or run.step % config.eval_every == 0
         if not evaluating and now - saved < 60:
@@ -302,7 +299,7 @@ def train(run, directory, step=train_step):
             if done:
                 raise
             print(f"warning: not saved, training goes on: {error}", file=sys.stderr, flush=True)
-        rate = (run.step - first) / (now - begun)
+        rate = run.step / (now - begun)
         left = datetime.timedelta(seconds=int((config.steps - run.step) / rate))
         shown = "".join(f"{name} {run.rows[-1][name]:.3f}  "
                         for name in ("loss_s", "balanced_accuracy", "ece") if run.rows)
@@ -430,11 +427,9 @@ def read_checkpoint(path, device="cpu"):
 
 def restore(run, state):
     """Put a checkpoint's state into a run that was set up alike. ValueError on other data."""
-    for name, value in run.fingerprint.items():
-        if state["data"][name] != value:
-            raise ValueError(f"--out {run.config.out} holds a run on other data: {name} differs "
-                             f"from what is in {run.config.data_dir}; give another --out or "
-                             "--fresh")
+    if state["data"] != run.fingerprint:
+        raise ValueError(f"--out {run.config.out} holds a run on other data than what is now in "
+                         f"{run.config.data_dir}; give another --out or --fresh")
     for name, part in parts(run).items():
         part.load_state_dict(state[name])
     for name in ("step", "seconds", "rows", "totals"):
@@ -555,18 +550,17 @@ def choose(config):
         device = "cpu"
     config.device = device
     if device == "cpu":
-        capability = (0, 0)
         flags = getattr(torch.cpu, "get_capabilities", dict)()  # not before torch 2.11
         native = "bf16" if any(has and "bf16" in flag for flag, has in flags.items()) else "fp32"
     else:
-        capability = torch.cuda.get_device_capability(device)
-        native = "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
+        major, _ = torch.cuda.get_device_capability(device)
+        native = "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
         if config.precision == "bf16" != native:
             raise ValueError(f"--precision bf16 needs a newer GPU than {device}: take {native}")
     if config.precision == "auto":
         config.precision = native
-    if config.compile == "auto":
-        able = capability >= (7, 0) and importlib.util.find_spec("triton")
+    if config.compile == "auto":  # Triton needs the GPUs that have half precision
+        able = device != "cpu" and native != "fp32" and importlib.util.find_spec("triton")
         config.compile = "on" if able else "off"
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import ablations
 import models
 import train
-from baselines_fixmatch import figures, forward, last
+from baselines_fixmatch import counts_of, figures, forward, last
 from losses import confidence_mask, consistency_loss, supervised_loss
 
 
@@ -84,11 +84,10 @@ def step(run, labeled, labels, unlabeled, hidden_labels, draws):
     loss_u = consistency_loss(f_strong, probs, mask, None, None)
 
     # the balanced classifier, of g; its draws are a function of the seed and of t
-    counts = torch.bincount(run.sets.labels)
     chance = np.random.default_rng((config.seed, 3, run.step)).random(len(draws), np.float32)
     chance = train.send(torch.from_numpy(chance), run.device)
-    loss_abc = auxiliary_loss(g_labeled, g_weak, g_strong, labels, config.threshold, counts, run.step / config.steps,
-                              chance)
+    loss_abc = auxiliary_loss(g_labeled, g_weak, g_strong, labels, config.threshold, counts_of(run.sets),
+                              run.step / config.steps, chance)
 
     train.update(run, loss_s + loss_u + loss_abc)
     found = figures(loss_s, loss_u, mask, probs.argmax(dim=1), hidden_labels)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import data
 import train
-from baselines_fixmatch import balanced, features, last, with_last
+from baselines_fixmatch import balanced, counts_of, features, last, with_last
 
 
 def enhance(x, labels, u, counts, draws):
@@ -51,15 +51,15 @@ def learn(run):
     sets = run.sets
     B = run.config.batch_size
     random = torch.Generator(run.device).manual_seed(10 ** 7 * run.config.seed + run.step)
-    x = balanced(sets.labels, B, random)
+    counts = counts_of(sets)
+    x = balanced(sets.labels, counts, B, random)
     u = torch.randint(len(sets.unlabeled), (B,), generator=random, device=run.device)
     draws = torch.rand(2 * B, 14, generator=random, device=run.device)
 
-    others = train.send(sets.unlabeled[u.to(sets.unlabeled.device)], run.device)
-    views = data.strong(torch.cat([sets.labeled[x], others]), draws[:, :12])
+    views = data.strong(torch.cat([sets.labeled[x], sets.unlabeled[u]]), draws[:, :12])
     feature_x, feature_u = features(run.ema.model, sets, views).split(B)
     labels = sets.labels[x]
-    mixed = enhance(feature_x, labels, feature_u, torch.bincount(sets.labels), draws[:B, 12:])
+    mixed = enhance(feature_x, labels, feature_u, counts, draws[:B, 12:])
 
     optimizer = run.extra["second_optimizer"]
     optimizer.zero_grad()

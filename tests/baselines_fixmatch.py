@@ -6,6 +6,7 @@ Symbols as in losses.py: f = logits, w and W = weak and strong view, p(u) = sigm
 import copy
 
 import torch
+import torch.nn.functional as F
 
 import data
 
@@ -50,7 +51,12 @@ def features(model, sets, images):
     return with_last(model, torch.nn.Identity())(data.normalize(images, sets.mean, sets.std))
 
 
-def balanced(labels, size, generator):
-    """Indices of images, every class equally probable. labels: (N,) on the generator's device. Returns (size,)."""
-    weights = 1 / torch.bincount(labels).double()[labels]
+def counts_of(sets):
+    """Labeled images of each class, (K,). bincount would make the host wait for a GPU: it asks for the largest label."""
+    return F.one_hot(sets.labels, len(sets.classes)).sum(dim=0)
+
+
+def balanced(labels, counts, size, generator):
+    """Indices of images, every class equally probable. labels: (N,) on the generator's device; counts: (K,) of them."""
+    weights = 1 / counts.double()[labels]
     return torch.multinomial(weights, size, replacement=True, generator=generator)

@@ -27,12 +27,13 @@ def crt(run):
     first = run.extra.get("first")                     # CReST's labeled set begins with the one that has true labels
     labels = sets.labels[:first.counts.sum()] if first else sets.labels
     choice = labels.cpu()
+    counts = torch.bincount(choice, minlength=len(sets.classes))
     random = torch.Generator().manual_seed(config.seed)
     layer = torch.nn.Linear(last(run.model)[1].in_features, len(sets.classes)).to(run.device)
     optimizer = torch.optim.SGD(layer.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
     steps = max(1, config.steps // 5)
     for t in range(steps):
-        x = train.send(balanced(choice, config.batch_size, random), run.device)
+        x = train.send(balanced(choice, counts, config.batch_size, random), run.device)
         draws = train.send(torch.rand(len(x), 3, generator=random), run.device)
         optimizer.param_groups[0]["lr"] = config.lr * math.cos(7 * math.pi * t / (16 * steps))
         optimizer.zero_grad()

@@ -4,8 +4,8 @@
 
 Gradients, Qhat and the logged losses are means over all processes; process 0 writes the files. Batch-norm is
 synchronised on CUDA, where nothing is compiled for its sake; on CPUs each process normalises its own part. Whatever
-ends one process ends all of them (seen with PyTorch 2.11 and 2.14; on 2.4.1 one may wait for ever); the same command
-continues from the last checkpoint.
+ends one process ends all of them, and the same command continues from the last checkpoint. (On PyTorch 2.4.1 it is
+torchrun that ends a process which waits for one that is gone; from 2.11 on the process notices it by itself.)
 
 Process 0 runs train.main; the others follow it. What may fail on one alone (set-up, checkpoint, memory) comes before an
 agreement of all; in training, a process that fails ends, and the others end where they wait for it.

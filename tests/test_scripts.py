@@ -175,7 +175,7 @@ def processes(image_folder, tmp_path_factory):
     if sys.platform == "win32":
         pytest.skip("PyTorch's store for processes on Windows depends on the build")
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11):
-        pytest.skip("on PyTorch 2.4.1 a process waits for one that failed; 2.11 is the oldest that was seen to end")
+        pytest.skip("without torchrun a process of PyTorch 2.4.1 waits for one that is gone; 2.11 is the oldest that does not")
     place = tmp_path_factory.mktemp("processes")
     options = ["--dataset", "folder", "--data-dir", str(image_folder), *SPLIT, *SMALL, "--precision", "fp32",
                "--device", "cpu", "--eval-every", "1", "--warmup-steps", "2", "--threshold", "0.4", "--steps", "8"]
