@@ -384,6 +384,7 @@ PAIRED = range(10)  # of pairs all that there are, but for the seeds that the no
 SHAPES, CIFAR = "shapes-{}-{}-imb50", "folder-{}-{}-imb100"
 ALL, SWEPT = SHAPES.format("{}", "[ruc]*"), SHAPES.format("{}", "[ruci]*")  # under three shifts, at seven gamma_u
 REVERSED, LONG, WRN = SHAPES.format("{}", "reversed"), "shapes-4500-{}-reversed-imb50", "folder-2000-{}-reversed-imb100"
+LONG_CIFAR, SHORT_CIFAR = "folder-12000-{}-reversed-imb100", "folder-short-{}-uniform-imb100"
 FOUR = methods("fixmatch", "udal", "flexda", "adello")
 FAMILY = methods("supervised", "ccr", "kd", "oracle", *FOUR.values())
 PLOT = methods("fixmatch", "darp", "debiaspl", "crest", "abc", "udal", "cossl", "adello")
@@ -428,6 +429,15 @@ TABLES = {
         "1,500 steps": mean(REVERSED, *SCORES), "4,500 steps": mean(LONG, *SCORES), "runs": where(LONG)}, range(5)),
     "longer-against": lambda: table("4,500 steps, reversed: ADELLO less …", FOUR, {
         "accuracy": gain(LONG.format("adello"), LONG), "ECE": gain(LONG.format("adello"), LONG, "ece")}, PAIRED),
+    "longer-cifar": lambda: table("CIFAR-10 as JPEG files, reversed, 4 seeds", methods("flexda", "adello"), {
+        "12,000 steps": mean(LONG_CIFAR, *SCORES), "runs": where(LONG_CIFAR)}, range(4)),
+    "longer-cifar-against": lambda: changes({
+        f"ADELLO for FlexDA, {steps} steps": (pattern.format("adello"), pattern.format("flexda"))
+        for steps, pattern in {"4,000": CIFAR.format("{}", "reversed"), "12,000": LONG_CIFAR}.items()}, PAIRED),
+    "crest-cifar": lambda: table("CIFAR-10 as JPEG files, uniform, 5 seeds", methods("crest", "crest+la", "adello"), {
+        "2,000 steps": mean(SHORT_CIFAR, *SCORES), "runs": where(SHORT_CIFAR)}, range(5)),
+    "crest-cifar-against": lambda: changes({f"ADELLO for {LABELS[m]}": (
+        SHORT_CIFAR.format("adello"), SHORT_CIFAR.format(m)) for m in ("crest", "crest+la")}, PAIRED),
     "sweep": lambda: table("balanced accuracy at γ_u; 3 seeds", FOUR, {
         gamma: mean(SHAPES.format("{}", name), "balanced_accuracy") for gamma, name in SWEEP.items()}, range(3)),
     "swept": lambda: changes({f"ADELLO for {label}": (SWEPT.format("adello"), SWEPT.format(m))
