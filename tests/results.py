@@ -429,8 +429,8 @@ TABLES = {
         "1,500 steps": mean(REVERSED, *SCORES), "4,500 steps": mean(LONG, *SCORES), "runs": where(LONG)}, range(5)),
     "longer-against": lambda: table("4,500 steps, reversed: ADELLO less …", FOUR, {
         "accuracy": gain(LONG.format("adello"), LONG), "ECE": gain(LONG.format("adello"), LONG, "ece")}, PAIRED),
-    "longer-cifar": lambda: table("CIFAR-10 as JPEG files, reversed, 4 seeds", methods("flexda", "adello"), {
-        "12,000 steps": mean(LONG_CIFAR, *SCORES), "runs": where(LONG_CIFAR)}, range(4)),
+    "longer-cifar": lambda: table("CIFAR-10 as JPEG files, reversed, 5 seeds", methods("flexda", "adello"), {
+        "12,000 steps": mean(LONG_CIFAR, *SCORES), "runs": where(LONG_CIFAR)}, range(5)),
     "longer-cifar-against": lambda: changes({
         f"ADELLO for FlexDA, {steps} steps": (pattern.format("adello"), pattern.format("flexda"))
         for steps, pattern in {"4,000": CIFAR.format("{}", "reversed"), "12,000": LONG_CIFAR}.items()}, PAIRED),
