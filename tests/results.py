@@ -327,18 +327,23 @@ def changes(rows, seeds):
         "runs with it": where("{0}"), "runs without it": where("{1}")}, seeds)
 
 
+def bare(command):
+    """A command without what may differ between the seeds of one setting."""
+    return re.sub(r" --(seed|precision|out) \S+|-s\d+$", "", command)
+
+
 def published(dataset):
     """The paper's figures / those of our runs with the same command, a dash where there are none."""
     rows = [row for row in load("published.csv") if row["dataset"] == dataset]
     commands = {}
     for row in load("runs.csv"):
-        commands.setdefault(re.sub(r" --(seed|precision|out) \S+|-s\d+$", "", row["command"]), []).append(row)
+        commands.setdefault(bare(row["command"]), []).append(row)
 
     def beside(setting, key):
         def cell(names, seeds):
             for row in rows:
                 if (row["setting"], row["method"]) == (setting, *names):
-                    ours = commands.get(row["command"])
+                    ours = commands.get(bare(row["command"]))
                     kind = key.replace("accuracy", "balanced_accuracy")
                     return f"{row[key] or '–'} / {figures(ours, kind) if ours else '–'}"
             return "–"
@@ -426,14 +431,19 @@ TABLES = {
     "others": lambda: by_shift(SHAPES, OTHERS, range(3)),
     "added": lambda: changes(ADDED, PAIRED),
     "longer": lambda: table("reversed, 5 seeds", FOUR, {
-        "1,500 steps": mean(REVERSED, *SCORES), "4,500 steps": mean(LONG, *SCORES), "runs": where(LONG)}, range(5)),
+        "1,500 steps": mean(REVERSED, *SCORES), "4,500 steps": mean(LONG, *SCORES),
+        "confidence − accuracy: 1,500": mean(REVERSED, "overconfidence"), "4,500": mean(LONG, "overconfidence"),
+        "runs of 4,500": where(LONG)}, range(5)),
     "longer-against": lambda: table("4,500 steps, reversed: ADELLO less …", FOUR, {
         "accuracy": gain(LONG.format("adello"), LONG), "ECE": gain(LONG.format("adello"), LONG, "ece")}, PAIRED),
     "longer-cifar": lambda: table("CIFAR-10 as JPEG files, reversed, 5 seeds", methods("flexda", "adello"), {
-        "12,000 steps": mean(LONG_CIFAR, *SCORES), "runs": where(LONG_CIFAR)}, range(5)),
+        "12,000 steps": mean(LONG_CIFAR, *SCORES), "confidence − accuracy": mean(LONG_CIFAR, "overconfidence"),
+        "runs": where(LONG_CIFAR)}, range(5)),
     "longer-cifar-against": lambda: changes({
         f"ADELLO for FlexDA, {steps} steps": (pattern.format("adello"), pattern.format("flexda"))
-        for steps, pattern in {"4,000": CIFAR.format("{}", "reversed"), "12,000": LONG_CIFAR}.items()}, PAIRED),
+        for steps, pattern in {"4,000": CIFAR.format("{}", "reversed"), "12,000": LONG_CIFAR}.items()} | {
+        f"12,000 steps for 4,000, {LABELS[m]}": (LONG_CIFAR.format(m), CIFAR.format(m, "reversed"))
+        for m in ("flexda", "adello")}, PAIRED),
     "crest-cifar": lambda: table("CIFAR-10 as JPEG files, uniform, 5 seeds", methods("crest", "crest+la", "adello"), {
         "2,000 steps": mean(SHORT_CIFAR, *SCORES), "runs": where(SHORT_CIFAR)}, range(5)),
     "crest-cifar-against": lambda: changes({f"ADELLO for {LABELS[m]}": (

@@ -82,7 +82,21 @@ def test_a_published_command_is_written_as_a_run_of_ours_would_record_it():
     assert len(own) > 20
     for row in own:
         config, _ = train.parse(row["command"].split()[2:])
-        assert row["command"].split()[2:] == results.words(results.options_of(results.dataclasses.asdict(config)))
+        assert results.bare(row["command"]).split()[2:] == results.words(results.options_of(results.dataclasses.asdict(config)))
+
+
+def test_published_commands_for_imagenet_127_make_a_run_each_and_those_that_crt_and_la_start_from():
+    made, started = [], []
+    for row in results.load("published.csv"):
+        _, script, *words = row["command"].split()
+        if row["dataset"] != "ImageNet-127":
+            continue
+        if words[0] in ("crt", "la"):
+            started.append(words[1])
+        else:
+            variant = words.pop(0) if "baselines" in script else None
+            made.append(train.parse(words, variant)[0].out)
+    assert len(set(made)) == len(made) == 14 and len(started) == 4 and set(started) < set(made)
 
 
 # ----------------------------------------------------------------------------------------------- collect
