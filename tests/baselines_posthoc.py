@@ -57,7 +57,10 @@ class Adjusted(torch.nn.Module):
 
 
 def la(run):
-    """LA (Menon et al. 2021): f - log P_L, of the network that the run evaluates."""
+    """LA (Menon et al. 2021): f - log P_L, of the network that the run evaluates.
+
+    P_L is that of the set it was trained on last: of CReST+, pseudo-labels included.
+    """
     return Adjusted(run.evaluated, run.p_labeled)
 
 
