@@ -66,10 +66,10 @@ def calibration(probs, labels, num_bins=15):
 
 
 def metrics(logits, labels, num_bins=15):
-    """Accuracy and calibration of logits (N, K) against labels (N,): a dict of floats.
+    """Accuracy and calibration of logits (N, K) against labels (N,): a dict of floats and lists.
 
-    accuracy, balanced_accuracy (mean over the classes present), ece, mce, nll; and
-    per_class_accuracy (K,), NaN for an absent class. Raises ValueError on bad input.
+    accuracy, balanced_accuracy (mean over the classes present), ece, mce, nll; the lists are
+    per_class_accuracy, K with NaN for an absent class, and reliability. ValueError on bad input.
     """
     check(logits, labels)
     K = logits.shape[-1]
@@ -85,7 +85,8 @@ def metrics(logits, labels, num_bins=15):
         "ece": ece,
         "mce": mce,
         "nll": torch.nn.functional.cross_entropy(logits, labels).item(),
-        "per_class_accuracy": per_class,
+        "per_class_accuracy": per_class.tolist(),
+        "reliability": reliability(probs, labels, num_bins).tolist(),
     }
 
 
