@@ -102,10 +102,7 @@ def cut(source, n1, m1, imb, imb_u, labeled_fraction, seed):
 
 def load(dataset, data_dir="data", n1=None, m1=None, imb=1.0, imb_u=1.0, labeled_fraction=None,
          image_size=32, seed=0):
-    """Read a data set and cut it; arguments as of `read` and `cut`. Returns Data on the CPU.
-
-    U is united with L.
-    """
+    """Read a data set, cut it, unite U with L; arguments as of `read` and `cut`. Returns Data."""
     source = read(dataset, data_dir, image_size)
     labeled, unlabeled = cut(source, n1, m1, imb, imb_u, labeled_fraction, seed)
     return gather(dataset, source, labeled, torch.cat([labeled, unlabeled]).sort().values)
@@ -114,8 +111,8 @@ def load(dataset, data_dir="data", n1=None, m1=None, imb=1.0, imb_u=1.0, labeled
 def gather(dataset, source, labeled, unlabeled):
     """Data from the chosen images of a Source, two index tensors.
 
-    Images of unknown class (STL-10's, or those in a folder's `unlabeled/`) take the place of chosen
-    ones; all training images join them, and there are no hidden labels.
+    Where a Source has images of unknown class (STL-10's, or those in a folder's `unlabeled/`), the
+    unlabeled set is these and all its other training images, and hidden_labels is None.
     """
     pool = source.images[unlabeled]
     hidden_labels = source.labels[unlabeled]

@@ -24,7 +24,7 @@ import data
 
 @torch.no_grad()
 def predict(model, images, mean, std, batch_size=500):
-    """Logits of a network on uint8 images (N, 3, H, W) of its device: (N, K) float32, on the CPU."""
+    """Logits of a network on uint8 images (N, 3, H, W) of its device: (N, K) float32 on the CPU."""
     logits = []
     for part in images.split(batch_size):
         inputs = data.normalize(part, mean, std).contiguous(memory_format=torch.channels_last)
@@ -90,7 +90,7 @@ def metrics(logits, labels, num_bins=15):
     }
 
 
-# ------------------------------------------------------------------------- the table of finished runs
+# ----------------------------------------------------------------------- the table of finished runs
 
 class FinishedRun(NamedTuple):
     """What the files of a finished run hold."""
@@ -131,7 +131,7 @@ def identity(config):
 def group(runs):
     """Runs that differ in the seed alone together: a dict from a name to a list of runs.
 
-    Of two runs with equal settings and seed, of which the code must differ, the second stands apart.
+    Of two runs with equal settings and seed the second stands apart: their code must differ.
     """
     groups = {}
     for run in {run.directory: run for run in runs}.values():  # a run given twice is one

@@ -50,7 +50,7 @@ class Config:
     n1: int = setting(1500, "N1, labeled images of the largest class", (1, 1e9))
     m1: int = setting(3000, "M1, unlabeled images of the largest class", (1, 1e9))
     imb: float = setting(100.0, "gamma of the labeled set, largest / smallest class", (1, 1e9))
-    shift: str = setting("consistent", "unlabeled counts", ["consistent", "uniform", "reversed"])
+    shift: str = setting("consistent", "unlabeled order", ["consistent", "uniform", "reversed"])
     imb_u: float = setting(None, "gamma of the unlabeled set, in place of --shift", (1e-9, 1e9))
     labeled_fraction: float = setting(None, "share to label, in place of the above", (1e-9, 0.999))
     image_size: int = setting(32, "side of the images in pixels", (8, 1024))
@@ -59,7 +59,7 @@ class Config:
     alpha_min: float = setting(0.1, "alpha at the last step", (0, 1))
     d: float = setting(2.0, "exponent of the schedule of alpha", (1e-9, 1e9))
     threshold: float = setting(0.95, "confidence of a hard pseudo-label, the mask M", (0, 1))
-    warmup_steps: int = setting(50_000, "steps before CCR; unless given, scaled", (0, 1e12))
+    warmup_steps: int = setting(50_000, "steps before CCR, in proportion to --steps", (0, 1e12))
     prior_momentum: float = setting(0.999, "m of the estimated prior Qhat", (0, 1 - 1e-9))
     # network and optimiser
     model: str = setting("wrn-28-2", "wrn-<depth>-<width> or resnet50")
@@ -158,10 +158,10 @@ def train_step(run, labeled, labels, unlabeled, hidden_labels, draws):
                                      run.estimator.temperature)
 
     update(run, loss_s + loss_u + loss_uc)
-    U = max(len(unlabeled), 1)
+    count = max(len(unlabeled), 1)                                    # supervised takes none
     right = mask * (probs.argmax(dim=1) == hidden_labels)
     return {"loss_s": loss_s.detach(), "loss_u": loss_u.detach(), "loss_uc": loss_uc.detach(),
-            "mask_rate": mask.sum() / U, "right_rate": right.sum() / U}
+            "mask_rate": mask.sum() / count, "right_rate": right.sum() / count}
 
 
 def update(run, loss):
@@ -483,7 +483,7 @@ def parse(argv=None, variant=None):
                             help=f"{f.metadata['meaning']} ({f.default})")
     parser.add_argument("--fresh", action="store_true", help="start over where --out holds a run")
     given = vars(parser.parse_args(argv))
-    for name in settings.keys() & given.keys():
+    for name in sorted(settings.keys() & given.keys()):
         allowed = settings[name].metadata["allowed"]
         if isinstance(allowed, tuple) and not allowed[0] <= given[name] <= allowed[1]:
             raise ValueError(f"{option(name)} {given[name]} must be from {allowed[0]:g} to "
@@ -545,7 +545,7 @@ def choose(config):
     else:
         major, _ = torch.cuda.get_device_capability(device)
         native = "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
-        if config.precision == "bf16" != native:
+        if config.precision == "bf16" and native != "bf16":
             raise ValueError(f"--precision bf16 needs a newer GPU than {device}: take {native}")
     if config.precision == "auto":
         config.precision = native
@@ -595,16 +595,17 @@ def main(argv=None, variant=None, prepare=setup, step=train_step):
             else:  # with --fresh, what is there goes before the run starts
                 for name in ("checkpoint.pt", "config.json", "log.csv", "result.json"):
                     (directory / name).unlink(missing_ok=True)
-            run = prepared
+            run = prepared  # from here on a fault is the training's: status 1, with its step
             sets = run.sets
             print(f"{variant or config.method} on {config.dataset}: {len(sets.classes)} classes, "
                   f"{len(sets.labels)} labeled, {len(sets.unlabeled)} unlabeled images; from step "
                   f"{run.step}; {config.model}, {config.device}, {config.precision}", flush=True)
             train(run, directory, step)
         print(f"{directory}: log.csv, result.json, config.json, checkpoint.pt")
-        return evaluate.main(["--", str(directory)])
+        return evaluate.main(["--", str(directory)])  # its name may begin with a dash
     except KeyboardInterrupt:
-        print("\ninterrupted; without --fresh the same command continues from the last save, if any")
+        print("\ninterrupted; without --fresh the same command continues from the last save, "
+              "if any")
         return 130
     except Exception as error:
         hint = advice(error)

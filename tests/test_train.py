@@ -480,6 +480,12 @@ def test_auto_takes_the_precision_that_the_gpu_has_tensor_cores_for(gpu, capabil
     assert parse("--device", "cpu").device == "cpu"
 
 
+def test_of_several_wrong_options_it_is_always_the_same_one_that_is_named():
+    wrong = ["seed", "n1", "m1", "mu", "imb", "steps", "batch-size", "eval-every", "image-size", "alpha-min"]
+    with pytest.raises(ValueError, match="^--alpha-min -1.0 "):
+        parse(*[word for name in wrong for word in (f"--{name}", "-1")])
+
+
 def test_bf16_is_refused_where_the_gpu_would_emulate_it(gpu):
     gpu((7, 5))
     with pytest.raises(ValueError, match="--precision bf16.*fp16"):
