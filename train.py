@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+import pickle
 import re
 import sys
 import time
@@ -59,7 +60,7 @@ class Config:
     alpha_min: float = setting(0.1, "alpha at the last step", (0, 1))
     d: float = setting(2.0, "exponent of the schedule of alpha", (1e-9, 1e9))
     threshold: float = setting(0.95, "confidence of a hard pseudo-label, the mask M", (0, 1))
-    warmup_steps: int = setting(50_000, "steps before CCR, in proportion to --steps", (0, 1e12))
+    warmup_steps: int = setting(50_000, "steps before CCR; default: a share of --steps", (0, 1e12))
     prior_momentum: float = setting(0.999, "m of the estimated prior Qhat", (0, 1 - 1e-9))
     # network and optimiser
     model: str = setting("wrn-28-2", "wrn-<depth>-<width> or resnet50")
@@ -410,9 +411,14 @@ def read_checkpoint(path, device="cpu"):
     if not path.exists():
         return None
     content = path.read_bytes()
-    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-        raise ValueError(f"{path} is damaged or no run's checkpoint; give another --out or --fresh")
-    return torch.load(io.BytesIO(content[:-32]), map_location=device, weights_only=True)
+    try:
+        if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+            raise LookupError
+        state = torch.load(io.BytesIO(content[:-32]), map_location=device, weights_only=True)
+        return {**state, "config": {**state["config"]}}  # both are dicts, or it is none of ours
+    except (LookupError, TypeError, pickle.UnpicklingError):
+        raise ValueError(f"{path} is damaged or no run's checkpoint; give another --out or "
+                         "--fresh") from None
 
 
 def restore(run, state):

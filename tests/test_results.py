@@ -82,7 +82,8 @@ def test_a_published_command_is_written_as_a_run_of_ours_would_record_it():
     assert len(own) > 20
     for row in own:
         config, _ = train.parse(row["command"].split()[2:])
-        assert results.bare(row["command"]).split()[2:] == results.words(results.options_of(results.dataclasses.asdict(config)))
+        options = results.options_of(results.dataclasses.asdict(config))
+        assert results.bare(row["command"]).split()[2:] == results.words(options)
 
 
 def test_published_commands_for_imagenet_127_make_a_run_each_and_those_that_crt_and_la_start_from():
