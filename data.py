@@ -1,18 +1,21 @@
 """Data: long-tailed splits, five data sets, and augmentation of whole uint8 batches.
 
-Splits follow the paper (section 5), augmentation FixMatch as the authors run it, with PIL's
-semantics. Images are one uint8 tensor (N, 3, H, W); a batch is an index into it. All random
-numbers of an image are one row of uniform draws: a batch is a function of (images, draws).
+    load     reads a data set and draws the split (paper, section 5); place moves it to the device
+    batch_indices, draw    the images of a step, and the random numbers of their views
+    weak, strong           the views: FixMatch's as the authors run them, with PIL's semantics
 """
 
+import functools
 import glob
 import os
 import sys
-import time
+import unicodedata
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torchvision import datasets
@@ -24,28 +27,21 @@ STATISTICS = {  # mean and std of the channels; but for shapes, as in the author
     "cifar100": ((0.507058824, 0.486666667, 0.440784314), (0.267450980, 0.256470588, 0.276078431)),
     "stl10": ((0.440784314, 0.427843137, 0.386666667), (0.268235294, 0.261176471, 0.268627451)),
     "folder": ((0.4811, 0.4575, 0.4079), (0.2604, 0.2532, 0.2682))}  # ImageNet-127's
-
-
-class Source(NamedTuple):
-    """A data set before the split. Images are uint8 (N, 3, H, W), labels int64 (N,) in 0..K-1."""
-    images: torch.Tensor
-    labels: torch.Tensor
-    test: torch.Tensor
-    test_labels: torch.Tensor
-    classes: list                 # K names
-    extra: torch.Tensor = None    # unlabeled images of unknown class, or None
+STREAMS = {"labeled": 0, "unlabeled": 1, "views": 2}  # of random numbers, apart from each other
+NO_IMAGE = "no jpg, png, bmp, webp, tiff or ppm image"
+Image.MAX_IMAGE_PIXELS = None  # Pillow's, at which it only warns; `square` has a limit of its own
 
 
 class Data(NamedTuple):
-    """A split data set, as above; mean and std: float32 (3, 1, 1), of pixels in [0, 1]."""
+    """A split data set. Images are uint8 (N, 3, H, W), labels int64 (N,) in 0..K-1."""
     labeled: torch.Tensor
     labels: torch.Tensor
     unlabeled: torch.Tensor       # U united with L
-    hidden_labels: torch.Tensor   # of `unlabeled`, for analysis only; None = unknown
+    hidden_labels: torch.Tensor   # of `unlabeled`, for analysis only; -1: unknown
     test: torch.Tensor
     test_labels: torch.Tensor
-    classes: list
-    mean: torch.Tensor
+    classes: list                 # K names
+    mean: torch.Tensor            # of pixels in [0, 1], float32 (3, 1, 1)
     std: torch.Tensor
 
 
@@ -72,190 +68,199 @@ def split(labels, labeled_counts, unlabeled_counts, seed, classes=None):
     drawn = []
     for k, (n, m) in enumerate(zip(labeled_counts, unlabeled_counts, strict=True)):
         index = (labels == k).nonzero().squeeze(1)
-        if n < 1 or n + m > len(index):
-            raise ValueError(f"class {classes[k] if classes else k} has {len(index)} images, not "
-                             f"enough for {n} (at least 1) labeled, {m} unlabeled; see --n1, --m1, "
-                             "--imb, --labeled-fraction")
+        name = repr(classes[k]) if classes else k
+        if n < 1:
+            raise ValueError(f"class {name} would get no labeled image; see --n1, --imb")
+        if n + m > len(index):
+            raise ValueError(f"class {name} has {len(index)} images, not enough for {n} labeled "
+                             f"and {m} unlabeled; see --n1, --m1, --imb, --shift")
         index = index[torch.randperm(len(index), generator=generator)]
         drawn.append(index[:n + m].split([n, m]))
     return [torch.cat(parts).sort().values for parts in zip(*drawn)]
 
 
-def cut(source, n1, m1, imb, imb_u, labeled_fraction, seed):
-    """Choose the labeled and the unlabeled images: two index tensors of source.images.
+def load(config, unite=True, noise=0.35):
+    """Read a data set and draw the split. Returns Data. ValueError.
 
-    n1, m1, imb, imb_u: head counts and gammas of the two sets. Without n1, this labeled_fraction of
-    every class is labeled (None: all of it) and the rest is not.
+    config: train.Config. Without n1 the share labeled_fraction of each class is labeled, at least
+    one image. Then, and where there are images of unknown class, U is all images.
+    For experiments: unite=False leaves L out of U; noise is that of `shapes`.
     """
-    K = len(source.classes)
-    if n1:
-        labeled_counts = long_tail_counts(n1, imb, K)
-        unlabeled_counts = [0] * K
-        if m1 and source.extra is None:
-            unlabeled_counts = long_tail_counts(m1, imb_u, K)
+    size = config.image_size
+    if config.dataset == "shapes":
+        read = *shapes(1000, 0, size, noise), *shapes(200, 1, size, noise), list(SHAPES)
+    elif config.dataset == "folder":
+        read = folder(config.data_dir, size)
     else:
-        held = torch.bincount(source.labels, minlength=K).tolist()
-        labeled_counts = [int((labeled_fraction or 1) * n + 1e-9) for n in held]
-        unlabeled_counts = [n - m for n, m in zip(held, labeled_counts)]
-    return split(source.labels, labeled_counts, unlabeled_counts, seed, source.classes)
+        read = published(config.dataset, config.data_dir, size)
+    images, labels, test, test_labels, classes, *unknown = read
+    K = len(classes)
+    unlabeled_counts = [0] * K
+    if config.n1:
+        labeled_counts = long_tail_counts(config.n1, config.imb, K)
+        if not unknown:
+            gamma_u = {"consistent": config.imb, "uniform": 1.0, "reversed": 1 / config.imb}
+            imb_u = gamma_u.get(config.shift, config.imb_u)
+            unlabeled_counts = long_tail_counts(config.m1, imb_u, K)
+    else:
+        held = torch.bincount(labels, minlength=K).tolist()
+        labeled_counts = [max(1, int(config.labeled_fraction * n + 1e-9)) for n in held]
+    chosen, rest = split(labels, labeled_counts, unlabeled_counts, config.seed, classes)
+    in_u = torch.full((len(images),), not any(unlabeled_counts))
+    in_u[rest] = True
+    in_u[chosen] = unite
+    unlabeled = images if in_u.all() else images[in_u]  # of all no copy
+    hidden_labels = labels[in_u]
+    if unknown:
+        unlabeled = torch.cat([*unknown, unlabeled])
+        hidden_labels = torch.full((len(unlabeled),), -1)
+    mean, std = torch.tensor(STATISTICS[config.dataset]).view(2, 3, 1, 1)
+    return Data(images[chosen], labels[chosen], unlabeled, hidden_labels, test, test_labels,
+                classes, mean, std)
 
 
-def load(dataset, data_dir="data", n1=None, m1=None, imb=1.0, imb_u=1.0, labeled_fraction=None,
-         image_size=32, seed=0):
-    """Read a data set, cut it, unite U with L; arguments as of `read` and `cut`. Returns Data."""
-    source = read(dataset, data_dir, image_size)
-    labeled, unlabeled = cut(source, n1, m1, imb, imb_u, labeled_fraction, seed)
-    return gather(dataset, source, labeled, torch.cat([labeled, unlabeled]).sort().values)
+def prior(labels, num_classes):
+    """Class frequencies of labels (N,), on the CPU: (K,), sums to 1."""
+    return torch.bincount(labels, minlength=num_classes) / len(labels)
 
 
-def gather(dataset, source, labeled, unlabeled):
-    """Data from the chosen images of a Source, two index tensors.
-
-    Where a Source has images of unknown class (STL-10's, or those in a folder's `unlabeled/`), the
-    unlabeled set is these and all its other training images, and hidden_labels is None.
-    """
-    pool = source.images[unlabeled]
-    hidden_labels = source.labels[unlabeled]
-    if source.extra is not None:
-        pool = torch.cat([source.extra, source.images])
-        hidden_labels = None
-    mean, std = torch.tensor(STATISTICS[dataset]).view(2, 3, 1, 1)
-    return Data(source.images[labeled], source.labels[labeled], pool, hidden_labels,
-                source.test, source.test_labels, source.classes, mean, std)
+def fingerprint(sets):
+    """Checksums: of the split, and of test images and class names, which no seed changes."""
+    checksums = {"split": 0, "test": zlib.crc32(repr(sets.classes).encode())}
+    for part, which in zip(sets, ["split"] * 4 + ["test"] * 2):
+        checksums[which] = zlib.crc32(part.contiguous().numpy(), checksums[which])
+    return checksums
 
 
 def place(sets, device):
     """Move a data set to the device, but for test_labels: metrics are computed on the CPU."""
-    moved = {name: part.to(device) for name, part in sets._asdict().items()
-             if torch.is_tensor(part) and name != "test_labels"}
+    moved = {name: getattr(sets, name).to(device)
+             for name in Data._fields if name not in ("test_labels", "classes")}
     return sets._replace(**moved)
 
 
-def fingerprint(sets):
-    """What tells a data set from another: class names, counts, a checksum of pixels and labels."""
-    checksum = 0
-    for part in filter(torch.is_tensor, sets):
-        checksum = zlib.crc32(part.contiguous().numpy(), checksum)
-    return {"classes": sets.classes, "labeled": len(sets.labeled),
-            "unlabeled": len(sets.unlabeled), "test": len(sets.test), "checksum": checksum}
+@functools.lru_cache(maxsize=8)
+def permutation(size, *seeds):
+    """A random order of 0..size-1."""
+    return np.random.default_rng(seeds).permutation(size)
 
 
-def read(dataset, data_dir="data", image_size=32):
-    """Read `shapes`, `cifar10`, `cifar100`, `stl10` or `folder`: a Source. Raises ValueError."""
-    if dataset == "shapes":
-        return Source(*shapes(1000, 0, image_size), *shapes(200, 1, image_size), list(SHAPES))
-    faults = OSError if dataset == "folder" else (OSError, EOFError, RuntimeError)  # torchvision's
+def batch_indices(size, batch_size, step, seed, stream):
+    """A step's part of an endless chain of permutations of 0..size-1: (batch_size,) int64."""
+    places = range(step * batch_size, (step + 1) * batch_size)
+    return torch.tensor([permutation(size, seed, STREAMS[stream], place // size)[place % size]
+                         for place in places]).long()
+
+
+def draw(count, step, seed):
+    """The random numbers of a step's views, uniform in [0, 1): (count, 15) float32."""
+    columns = 3 + 3 + 6 + 3  # weak; strong: crop and flip, three operations and levels, Cutout
+    generator = np.random.default_rng((seed, STREAMS["views"], step))
+    return torch.from_numpy(generator.random((count, columns), np.float32))
+
+
+def send(tensor, device):
+    """A tensor of the CPU to a device without making the host wait."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def published(dataset, root, size):
+    """torchvision's CIFAR10, CIFAR100 or STL10, downloaded and checked unless it is there."""
+    stl10 = dataset == "stl10"
+    arrays = []
     try:
-        if dataset == "folder":
-            return folder(data_dir, image_size)
-        if dataset == "stl10":
-            return stl10(data_dir, image_size)
-        return cifar(getattr(datasets, dataset.upper()), data_dir, image_size)
-    except faults as error:
-        raise ValueError(f"{dataset} is not whole in {data_dir} ({error}); put its files there, or "
-                         "see --data-dir") from None
-
-
-def cifar(kind, root, size):
-    """torchvision's CIFAR10 or CIFAR100, downloaded and checked unless it is there already."""
-    arrays = []
-    for train in (True, False):
-        part = kind(root, train, download=True)
-        arrays += [resize(part.data.transpose(0, 3, 1, 2), size), torch.tensor(part.targets)]
-    return Source(*arrays, part.classes)
-
-
-def stl10(root, size):
-    """STL-10, downloaded and checked likewise. Its unlabeled images are of unknown class."""
-    arrays = []
-    for name in ("train", "test", "unlabeled"):
-        part = datasets.STL10(root, name, download=True)
-        arrays += [resize(part.data, size), torch.tensor(part.labels).long()]
-    return Source(*arrays[:4], part.classes, arrays[4])
-
-
-def resize(pixels, size):
-    """Array (N, 3, H, W) to tensor (N, 3, size, size), in chunks: STL-10 at 96x96 is 2.8 GB."""
-    chunks = torch.from_numpy(pixels).split(1000)
-    return torch.cat([TF.resize(chunk.contiguous(), [size, size]) for chunk in chunks])
+        for part in ("train", "test", "unlabeled") if stl10 else (True, False):
+            found = getattr(datasets, dataset.upper())(root, part, download=True)
+            pixels = found.data if stl10 else found.data.transpose(0, 3, 1, 2)
+            chunks = torch.from_numpy(pixels).split(1000)  # STL-10 at 96x96 is 2.8 GB
+            arrays.append(torch.cat([TF.resize(x.contiguous(), [size, size]) for x in chunks]))
+            arrays.append(torch.tensor(found.labels if stl10 else found.targets).long())
+    except (OSError, EOFError, RuntimeError) as error:  # whatever torchvision raises
+        raise ValueError(f"{dataset} is not whole in {root} ({error}); see --data-dir")
+    return *arrays[:4], found.classes, *arrays[4:5]
 
 
 def folder(root, size):
     """Images in `train/<class>/*`, `test/<class>/*` and, if it is there, `unlabeled/*`."""
-    classes, others = (sorted(name[:-1] for name in glob.glob("*/", root_dir=f"{root}/{part}"))
-                       for part in ("train", "test"))
-    if classes != others or len(classes) < 2:
-        raise ValueError(f"--data-dir must hold {root}/train/<class>/* and test/<class>/*, the "
-                         "same classes, two at least; in one of them only: "
-                         f"{sorted({*classes} ^ {*others})[:10]}")
-    arrays = []
+    wanted = f"--data-dir must hold {root}/train/<class>/* and test/<class>/*"
+    places = {}
     for part in ("train", "test"):
-        found = [listing(f"{root}/{part}/{name}") for name in classes]
-        paths = [path for one_class in found for path in one_class]
-        labels = [k for k, one_class in enumerate(found) for _ in one_class]
-        arrays += [decode(paths, size, f"{root}/{part}"), torch.tensor(labels)]
-    extra = None
+        if not os.path.isdir(f"{root}/{part}"):
+            raise ValueError(f"{wanted}: there is no folder {root}/{part}")
+        names = glob.glob("*/", root_dir=f"{root}/{part}")
+        # composed, since a Mac's archive writes a letter and its accent apart
+        places[part] = sorted((unicodedata.normalize("NFC", name[:-1]), name) for name in names)
+    classes, others = ([name for name, _ in pairs] for pairs in places.values())
+    if classes != others or len({*classes}) < max(len(classes), 2):
+        raise ValueError(f"{wanted}, the same classes, two at least, each once; in one of them "
+                         f"only: {sorted({*classes} ^ {*others})[:10]}")
+    arrays = []
+    unread = Counter()
+    for part, pairs in places.items():
+        files = [listing(f"{root}/{part}/{name}", unread) for _, name in pairs]
+        if part == "train" and [] in files:
+            raise ValueError(f"{root}/train/{classes[files.index([])]} holds {NO_IMAGE}; "
+                             f"other files: {dict(unread) or 'none'}")
+        arrays.append(decode(sum(files, []), size, f"{root}/{part}"))
+        arrays.append(torch.tensor([k for k, paths in enumerate(files) for _ in paths]))
     if os.path.lexists(f"{root}/unlabeled"):
-        extra = decode(listing(f"{root}/unlabeled"), size, f"{root}/unlabeled")
-    return Source(*arrays, classes, extra)
+        arrays.append(decode(listing(f"{root}/unlabeled", unread), size, f"{root}/unlabeled"))
+    if unread:
+        print(f"note: in {root} not read: {dict(unread)}", file=sys.stderr)
+    return *arrays[:4], classes, *arrays[4:]
 
 
-def listing(root):
-    """Images in a folder and below, by folder and name. ValueError for a link that could loop."""
+def listing(root, unread):
+    """Images in a folder and below but for hidden ones; unread counts other files by extension."""
     paths = []
-    for entry in os.scandir(root):
-        if entry.name.startswith("."):
-            continue
+    for entry in [entry for entry in os.scandir(root) if entry.name[0] != "."]:
         if entry.is_dir():
-            if entry.is_symlink():
+            if entry.is_symlink():  # which could loop
                 raise ValueError(f"{entry.path} is a link to a folder; put the folder itself there")
-            paths += listing(entry.path)
+            paths += listing(entry.path, unread)
         elif datasets.folder.is_image_file(entry.name):
             paths.append(entry.path)
+        else:
+            unread[os.path.splitext(entry.name)[1].lower()] += 1
     return sorted(paths, key=os.path.split)
 
 
 def decode(paths, size, root):
     """Image files below root to uint8 (N, 3, size, size). ValueError names what is unreadable."""
     if not paths:
-        raise ValueError(f"{root} holds no jpg, png, bmp, webp, tiff or ppm image")
+        raise ValueError(f"{root} holds {NO_IMAGE}")
+    print(f"reading {len(paths)} images in {root!a}", flush=True)
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
     def one(i):
         try:
             images[i] = TF.pil_to_tensor(square(paths[i], size))
         except Exception as error:  # a decoder raises anything for a damaged file
-            return f"{paths[i]} ({error!r})"
+            return f"{paths[i]!r} ({error!r})"
 
-    bad = []
-    begun = shown = time.monotonic()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for start in range(0, len(paths), 256):
-            done = min(start + 256, len(paths))
-            bad += filter(None, pool.map(one, range(start, done)))  # Ctrl-C cancels the rest
-            now = time.monotonic()
-            if now - shown > 10:
-                shown = now
-                left = (now - begun) * (len(paths) / done - 1)
-                print(f"{root}: {done} of {len(paths)} images, {left:.0f} s left", file=sys.stderr)
+        bad = []
+        for start in range(0, len(paths), 256):  # in parts, so that Ctrl-C cancels the rest
+            bad += filter(None, pool.map(one, range(len(paths))[start:start + 256]))
     if bad:
         raise ValueError(f"{len(bad)} unreadable images: " + "; ".join(bad[:10]))
     return images
 
 
 def square(path, size):
-    """One image file as RGB: turned as its EXIF says, on white where transparent, central square.
-
-    16-bit grey keeps its high byte. Raises whatever Pillow raises; ValueError for 32-bit pixels.
-    """
+    """An image file as RGB: upright by its EXIF, on white where transparent, the central square."""
     if not os.path.isfile(path):
         raise ValueError("not a regular file")
     with Image.open(path, formats=["JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM"]) as image:
-        if f"{image.format} {image.mode}" in ("TIFF I", "TIFF F", "PPM F"):
-            raise ValueError("pixels of 32 bits have no known range; save 8 or 16")
+        if image.width * image.height > 2**26:  # which take about a GB in each thread
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
+        shallow = ("'1'", "L;2", "L;4") if "transparency" in image.info else ()  # unlike the pixels
+        odd = any(bits in str(image.tile) for bits in (";12", ";16", *shallow))
+        if odd or image.mode[0] in "IF" or 2 in getattr(image, "tag_v2", {}).get(339, ()):  # signed
+            raise ValueError("its pixels are not of 8 bits without a sign; save them so")
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):
-            image = image.convert("I").point(lambda value: value / 256)  # convert alone would clip
         if image.has_transparency_data:
             ground = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(ground, image.convert("RGBA"))
@@ -309,11 +314,11 @@ def weak(images, draws):
     vertical, horizontal, flip = draws[..., None, None, None].unbind(dim=1)       # (N, 1, 1, 1)
     size = images.shape[-1]
     pad = size // 8
-    axis = torch.arange(size, device=images.device)
-    # the pixel at each place of the padded axis: 4 3 2 1 0 1 2 3 4 5 ...
-    padded = torch.nn.functional.pad(axis.float()[None], (pad, pad), mode="reflect")[0].long()
-    rows = padded[axis[:, None] + (vertical * (2 * pad + 1)).long()]              # (N, 1, H, 1)
-    columns = padded[axis + (horizontal * (2 * pad + 1)).long()]                  # (N, 1, 1, W)
+    places = 2 * pad + 1
+    axis = torch.arange(-pad, size - pad, device=images.device)
+    rows = axis[:, None] + (vertical * places).long()                             # (N, 1, H, 1)
+    columns = axis + (horizontal * places).long()                                 # (N, 1, 1, W)
+    rows, columns = (size - 1 - (size - 1 - x.abs()).abs() for x in (rows, columns))  # mirrored
     return pick(images, rows, torch.where(flip < 0.5, columns.flip(3), columns))
 
 
@@ -326,12 +331,14 @@ def pick(images, rows, columns):
 def affine(images, a=1, b=0, c=0, d=0, e=1, f=0):
     """Pixel (x, y) becomes that at (a x + b y + c W, d x + e y + f W), nearest, black outside.
 
-    Coefficients: numbers or float64 (N, 1, 1, 1). 16.16 fixed point at pixel centres, as in PIL.
+    x and y: of the pixels' centres; coefficients: numbers or float64 (N, 1, 1, 1).
     """
     size = images.shape[-1]
     axis = torch.arange(size, dtype=torch.float64, device=images.device)
 
     def source(p, q, r):
+        # floor(p (x + 1/2) + q (y + 1/2) + r W), as PIL counts: p, q and all that is constant
+        # are rounded to whole 65536ths, and the sum loses its last 16 bits
         p, q, r = ((65536 * t + 0.5) // 1 for t in (p, q, size * r + (p + q) / 2))
         return (p * axis + q * axis[:, None] + r).long() >> 16                    # (N, 1, H, W)
 
@@ -364,9 +371,9 @@ def grey(images):
 def sharpness(images, factor):
     """Blend with PIL's SMOOTH: (the 3x3 sum + 4 centres) / 13, rounded; borders stay."""
     x = images.float()
-    rows = x + x.roll(1, 2) + x.roll(-1, 2)
-    total = rows + rows.roll(1, 3) + rows.roll(-1, 3) + 4 * x
-    x[..., 1:-1, 1:-1] = (total / 13).round()[..., 1:-1, 1:-1]  # thirteenths are never halves
+    inner = x[..., 1:-1, 1:-1]
+    total = torch.nn.functional.avg_pool2d(x, 3, stride=1, divisor_override=1) + 4 * inner
+    inner.copy_((total / 13).round())  # thirteenths are never halves
     return blend(x, images, factor)
 
 
@@ -389,32 +396,25 @@ OPERATIONS = {  # name: (function of images and magnitudes v (n, 1, 1, 1), lowes
 
 
 def random_operation(images, choice, level):
-    """One of the fourteen operations for each image, at level 0..1 of its range; both (N,)."""
+    """One of the fourteen operations for each image, at level 0..1 of its range; both (N,).
+
+    A CPU sorts the images by operation. A GPU, whose host cannot know how many each one gets,
+    applies every operation to all of them.
+    """
     number = (choice * len(OPERATIONS)).long()
     level = level.view(-1, 1, 1, 1)
     if images.is_cuda or torch.compiler.is_compiling():
-        return each_for_all(images, number, level)
-    return each_for_its_group(images, number, level)
-
-
-def each_for_its_group(images, number, level):
-    """Sort the images by operation, apply each to its own, and sort them back. Fast on a CPU."""
+        views = images
+        for k, (operation, low, high) in enumerate(OPERATIONS.values()):
+            own = (number == k).view(-1, 1, 1, 1)
+            views = torch.where(own, operation(images, low + (high - low) * level), views)
+        return views
     order = number.argsort()
     sizes = torch.bincount(number, minlength=len(OPERATIONS)).tolist()
-    groups = images.index_select(0, order).split(sizes)
-    levels = level[order].split(sizes)
+    groups = zip(images.index_select(0, order).split(sizes), level[order].split(sizes))
     views = [operation(group, low + (high - low) * part)
-             for (operation, low, high), group, part in zip(OPERATIONS.values(), groups, levels)]
+             for (operation, low, high), (group, part) in zip(OPERATIONS.values(), groups)]
     return torch.cat(views).index_select(0, order.argsort())
-
-
-def each_for_all(images, number, level):
-    """Apply each operation to all images, keep its own: no size of a group has to be known."""
-    result = images
-    for k, (operation, low, high) in enumerate(OPERATIONS.values()):
-        views = operation(images, low + (high - low) * level)
-        result = torch.where((number == k).view(-1, 1, 1, 1), views, result)
-    return result
 
 
 def cutout(images, draws):

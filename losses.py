@@ -8,11 +8,12 @@
 
 f = logits, w / W = weak / strong view, sigma = softmax, H = cross-entropy; p(u) = sigma(f(w(u))) is
 the weak prediction, yhat(u) its argmax, and p(u)^(1/T) is normalised. Means run over the whole
-batch: a sample whose factor M or 1 - M is 0 still counts in the denominator. Where Q_alpha
-(`q_alpha`), Qhat and T come from is in priors.py. float64 in, float64 out.
+batch: a sample whose factor M or 1 - M is 0 still counts in the denominator. METHODS says which
+prior alpha_t smooths to Q_alpha (`q_alpha`); smoothing, Qhat and T are in priors.py. float64 in,
+float64 out.
 """
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,20 +23,20 @@ EPS = 1e-9  # the authors' code: log((a + 1e-9) / (b + 1e-9))
 
 class Method(NamedTuple):
     """A row of the family: one formula, other priors. Without a target nothing is adjusted."""
-    target: Optional[str]   # the prior that alpha_t smooths to Q_alpha
-    ccr: Optional[str]      # samples of L_uc: the "rest", where M = 0, or "all"
+    target: str             # the prior that alpha_t smooths to Q_alpha, or None
+    ccr: str                # samples of L_uc: the "rest", where M = 0, "all", or None
     unlabeled: bool = True  # whether it learns from unlabeled images at all
 
 
 METHODS = {
-    "supervised": Method(None, None, unlabeled=False),
-    "fixmatch": Method(None, None),      # Sohn et al. 2020
-    "ccr": Method(None, "rest"),         # FixMatch + CCR
-    "udal": Method("p_labeled", None),   # Lazarow et al. 2023
-    "flexda": Method("q_hat", None),
-    "adello": Method("q_hat", "rest"),   # FlexDA + CCR
-    "kd": Method("q_hat", "all"),        # ablation: distil every sample
-    "oracle": Method("q_true", "rest"),  # analysis: the true prior as the target
+    "supervised": Method(target=None, ccr=None, unlabeled=False),
+    "fixmatch": Method(target=None, ccr=None),       # Sohn et al. 2020
+    "ccr": Method(target=None, ccr="rest"),          # FixMatch + CCR
+    "udal": Method(target="p_labeled", ccr=None),    # Lazarow et al. 2023
+    "flexda": Method(target="q_hat", ccr=None),
+    "adello": Method(target="q_hat", ccr="rest"),    # FlexDA + CCR
+    "kd": Method(target="q_hat", ccr="all"),         # ablation: distil every sample
+    "oracle": Method(target="q_true", ccr="rest"),   # analysis: the true prior as the target
 }
 
 
@@ -89,9 +90,9 @@ def complementary_loss(logits_strong, probs_weak, mask, q_hat, q_alpha, temperat
         L_uc = mean_u (1 - M(u)) H( p(u)^(1/T) / sum_j p_j(u)^(1/T),
                                     sigma( (f(W(u)) + log(Qhat / Q_alpha)) / T ) )
 
-    logits_strong, probs_weak: (N, K); mask: (N,) M, of which 1 - M is applied here (all zeros
-    distils every sample, the paper's KD ablation); q_hat, q_alpha: (K,) priors or both None;
-    temperature: T > 0, a number or a 0-d tensor. Returns a scalar.
+    logits_strong, probs_weak: (N, K); mask: (N,) M, of which 1 - M is applied here (zeros distil
+    every sample, the paper's KD ablation); q_hat, q_alpha: (K,) priors or both None; temperature:
+    T > 0, a number or a 0-d tensor. Returns a scalar.
     """
     soft_labels = F.softmax(probs_weak.detach().log() / temperature, dim=1)  # p^(1/T), normalised
     adjusted = adjust(logits_strong, q_hat, q_alpha)

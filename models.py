@@ -1,4 +1,4 @@
-"""Networks, their moving average, and the optimiser's parameter groups.
+"""Networks, their moving average, and the optimiser.
 
 WRN-28-2 (Zagoruyko & Komodakis 2016) as in the authors' code, the paper's network for CIFAR and
 STL-10; smaller siblings for quick runs; torchvision's ResNet-50 for ImageNet-127.
@@ -86,11 +86,6 @@ class WideResNet(nn.Module):
         return self.linear(features.mean(dim=(2, 3)))           # (N, K)
 
 
-def wrn_28_2(num_classes):
-    """The paper's network for CIFAR and STL-10: 1,467,434 parameters at K = 10."""
-    return WideResNet(28, 2, num_classes)
-
-
 def build(name, num_classes, bn_momentum=0.001):
     """A network by name: `wrn-<depth>-<width>` or torchvision's `resnet50`.
 
@@ -112,26 +107,33 @@ class EMA:
     """Exponential moving average of a network's parameters, theta' <- d theta' + (1 - d) theta.
 
     decay: d in [0, 1). Buffers (batch-norm's statistics) are copied, not averaged, as in the
-    authors' code. `.model` is the averaged network, in evaluation mode.
+    authors' code. `.model` is the averaged network, in evaluation mode; its state is the EMA's.
     """
 
     def __init__(self, model, decay):
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.state_dict = self.model.state_dict
+        self.load_state_dict = self.model.load_state_dict
 
     @torch.no_grad()
     def update(self, model):
         """Take in the parameters and buffers that `model` has after an optimiser step."""
-        # for average, new in zip(averaged, new parameters): average.lerp_(new, 1 - decay)
-        # for average, new in zip(averaged buffers, new buffers): average.copy_(new)
+        # a line is a loop over pairs of tensors: average.lerp_(new, 1 - decay), average.copy_(new)
         torch._foreach_lerp_(
             list(self.model.parameters()), list(model.parameters()), 1 - self.decay)
         torch._foreach_copy_(list(self.model.buffers()), list(model.buffers()))
 
 
-def parameter_groups(model, weight_decay):
-    """For the optimiser: weights with weight decay, batch-norm and biases (1-d) without."""
+def optimizer(model, lr, weight_decay):
+    """SGD with Nesterov momentum 0.9; no weight decay on batch-norm and biases, which are 1-d."""
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": weights, "weight_decay": weight_decay},
-            {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": weights, "weight_decay": weight_decay},
+              {"params": others, "weight_decay": 0.0}]
+    fast = {"fused": weights[0].is_cuda, "foreach": not weights[0].is_cuda}
+    sgd = torch.optim.SGD(groups, torch.tensor(lr), momentum=0.9, nesterov=True, **fast)
+    # a checkpoint brings the flags of the machine it was written on: those of this one stay
+    sgd.register_load_state_dict_post_hook(
+        lambda sgd: [group.update(fast) for group in sgd.param_groups])
+    return sgd

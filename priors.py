@@ -30,6 +30,7 @@ def kl_divergence(p, q):
 
     p, q: (K,) priors. Returns a scalar tensor >= 0 in nats, infinite where q = 0 < p.
     """
+    # xlogy(0, 0) is 0, where 0 * log(0) is NaN; rounding could end just below 0
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum().clamp(min=0)
 
 

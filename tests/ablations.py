@@ -2,13 +2,13 @@
 
     python tests/ablations.py separate-statistics --seed 0      # further options are train.py's
     python tests/ablations.py unlabeled-alone                   # or moving-temperature
+    python tests/ablations.py temperature-one                   # or constant-rate, or both: as-shipped
     python tests/ablations.py noise0.3 --method fixmatch        # in another method than ADELLO, on easier data
     python evaluate.py runs/shapes-adello-reversed-* runs/shapes-separate-statistics-*
 
-A variant is another set-up of the run, in a directory of its own name.
+A variant is another Run, in a directory of its own name.
 """
 
-import argparse
 import functools
 import sys
 from pathlib import Path
@@ -20,95 +20,80 @@ import torch
 import data
 import train
 from losses import METHODS
-from priors import PriorEstimator
 
 
-def sets_of(config, source=None, unite=True):
-    """The Data that train.setup loads, from a Source other than config.dataset's, or with U not united with L."""
-    source = source or data.read(config.dataset, config.data_dir, config.image_size)
-    labeled, unlabeled = data.cut(source, config.n1, config.m1, config.imb, train.gamma_u(config),
-                                  config.labeled_fraction, config.seed)
-    if unite:
-        unlabeled = torch.cat([labeled, unlabeled]).sort().values
-    sets = data.gather(config.dataset, source, labeled, unlabeled)
-    if source.extra is not None and not unite:
-        sets = sets._replace(unlabeled=source.extra)
-    return sets
-
-
-class Separately(torch.nn.Module):
-    """Labeled, weak and strong views of a batch through the network one after the other."""
-
-    def __init__(self, network, sizes):
-        super().__init__()
-        self.network = network
-        self.sizes = sizes
-
-    def forward(self, images):
-        return torch.cat([self.network(part) for part in images.split(self.sizes) if len(part)])
-
-
-def separate_statistics(config):
+class SeparateStatistics(train.Run):
     """Three forwards, of labeled, weak and strong images: each has batch-norm statistics of its own."""
-    run = train.setup(config)
-    U = config.batch_size * config.mu if METHODS[config.method].unlabeled else 0
-    run.network = Separately(run.model, [config.batch_size, U, U])
-    return run
+
+    def network(self, images):
+        B = self.config.batch_size
+        U = (len(images) - B) // 2
+        return torch.cat([self.model(part) for part in images.split([B, U, U]) if len(part)])
 
 
 def unlabeled_alone(config):
     """U is trained on without L, so that Qhat estimates the prior of U alone."""
-    return train.setup(config, sets_of(config, unite=False))
+    return train.Run(config, data.load(config, unite=False))
 
 
-class MovingTemperature(PriorEstimator):
-    """T is computed anew in every CCR step."""
+class MovingTemperature(train.Run):
+    """T follows Qhat in every CCR step instead of being frozen in the first one."""
 
-    def __init__(self, run):
-        super().__init__(len(run.sets.classes), run.config.prior_momentum, run.device)
-        self.run = run
-
-    def update(self, probs, first_ccr_step=False):
-        config = self.run.config
-        ccr = METHODS[config.method].ccr is not None and self.run.step >= config.warmup_steps
-        super().update(probs, first_ccr_step=ccr)
+    def __init__(self, config):
+        super().__init__(config)
+        update = self.estimator.update
+        ccr = METHODS[config.method].ccr is not None
+        self.estimator.update = lambda probs, first_ccr_step: update(probs, ccr and self.t >= config.warmup_steps)
 
 
-def moving_temperature(config):
-    """T follows Qhat at every step instead of being frozen in the first CCR step."""
-    run = train.setup(config)
-    run.estimator = MovingTemperature(run)
-    return run
+class TemperatureOne(train.Run):
+    """T stays 1: L_uc's soft labels are p(u), as the authors' shipped settings have it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        update = self.estimator.update
+        self.estimator.update = lambda probs, first_ccr_step: update(probs)
+
+
+class ConstantRate(train.Run):
+    """Every step takes the rate of the first, as the authors' shipped settings have it."""
+
+    def update(self, loss):
+        t = self.t
+        self.t = 0
+        super().update(loss)
+        self.t = t
+
+
+class AsShipped(ConstantRate, TemperatureOne):
+    """Both."""
 
 
 def noise(config, deviation):
     """`shapes` drawn with other noise: how hard the data is."""
     if config.dataset != "shapes":
         raise ValueError(f"noise{deviation} is a variant of shapes, not of --dataset {config.dataset}")
-    source = data.read("shapes", image_size=config.image_size)
-    images, _ = data.shapes(1000, 0, config.image_size, noise=deviation)
-    test, _ = data.shapes(200, 1, config.image_size, noise=deviation)
-    return train.setup(config, sets_of(config, source._replace(images=images, test=test)))
+    return train.Run(config, data.load(config, noise=deviation))
 
 
-VARIANTS = {"separate-statistics": separate_statistics, "unlabeled-alone": unlabeled_alone,
-            "moving-temperature": moving_temperature}
+VARIANTS = {"separate-statistics": SeparateStatistics, "unlabeled-alone": unlabeled_alone,
+            "moving-temperature": MovingTemperature, "temperature-one": TemperatureOne, "constant-rate": ConstantRate,
+            "as-shipped": AsShipped}
 for deviation in (0.25, 0.3, 0.4):
     VARIANTS[f"noise{deviation}"] = functools.partial(noise, deviation=deviation)
 
 
-def prepare_of(variant):
-    """The set-up of a run of this name, in whatever method; None: there is no such variant."""
-    for name, prepare in VARIANTS.items():
+def kind_of(variant):
+    """What makes a run of this name, in whatever method; None: there is no such variant."""
+    for name, kind in VARIANTS.items():
         if variant in (name, *(f"{name}-{method}" for method in METHODS)):
-            return prepare
+            return kind
 
 
 def main(arguments):
     """The command line. Returns the exit status."""
     name, *rest = arguments or [""]
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = train.refuse
+    parser = train.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--method", default="adello")
     try:
         if name not in VARIANTS:
@@ -118,7 +103,7 @@ def main(arguments):
         print(f"error: {error}", file=sys.stderr)
         return 2
     variant = name if method == "adello" else f"{name}-{method}"
-    return train.main(rest, variant, VARIANTS[name])
+    return train.main(rest, VARIANTS[name], variant)
 
 
 if __name__ == "__main__":

@@ -5,52 +5,43 @@
     python tests/baselines.py crt runs/shapes-darp-reversed-imb50-s0     # a new classifier on a finished run
     python tests/baselines.py la runs/shapes-fixmatch-reversed-imb50-s0  # argmax f - log P_L
 
-Further options are train.py's, but for --method. A method is a set-up and a step, in baselines_<method>.py; the last
-two are in baselines_posthoc.py.
+Further options are train.py's, but for --method. A method is a subclass of train.Run, in methods/<method>.py; the last
+two are in methods/posthoc.py.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ablations
-import baselines_abc
-import baselines_cossl
-import baselines_crest
-import baselines_darp
-import baselines_debiaspl
-import baselines_posthoc
 import train
+from methods import crest, posthoc
+from methods.abc import ABC
+from methods.cossl import CoSSL
+from methods.darp import DARP
+from methods.debiaspl import DebiasPL
 
-TRAINED = {
-    "darp": (baselines_darp.prepare, baselines_darp.step),
-    "cossl": (baselines_cossl.prepare, baselines_cossl.step),
-    "debiaspl": (train.setup, baselines_debiaspl.step),
-    "abc": (baselines_abc.prepare, baselines_abc.step)}
+TRAINED = {"darp": DARP, "cossl": CoSSL, "debiaspl": DebiasPL, "abc": ABC}
 
 
-def prepare_of(variant):
-    """The set-up of a run of this name, None where no script here makes it."""
+def kind_of(variant):
+    """What makes a run of this name, None where no script here does."""
     if variant is None:
-        return train.setup
-    if variant in TRAINED:
-        return TRAINED[variant][0]
+        return train.Run
     if variant.startswith("crest") and "+" not in variant:
-        return baselines_crest.prepare_last
-    return ablations.prepare_of(variant)
+        return crest.last_generation
+    return TRAINED.get(variant) or ablations.kind_of(variant)
 
 
 def main(arguments):
     """The command line. Returns the exit status."""
     name, *rest = arguments or [""]
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = train.refuse
+    parser = train.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--method")
     try:
-        if name in baselines_posthoc.METHODS:
-            return baselines_posthoc.main(name, rest, prepare_of)
+        if name in posthoc.METHODS:
+            return posthoc.main(name, rest, kind_of)
         if name != "crest" and name not in TRAINED:
             raise ValueError(f"no method {name!r}: name {', '.join(TRAINED)} or crest, then train.py's options, or "
                              f"crt or la, then a finished run")
@@ -58,11 +49,10 @@ def main(arguments):
             raise ValueError(f"--method cannot be used with {name}, which is a method of its own")
         rest = [*rest, "--method", "fixmatch"]
         if name == "crest":
-            return baselines_crest.main(rest)
-        prepare, step = TRAINED[name]
-        return train.main(rest, name, prepare, step)
+            return crest.main(rest)
+        return train.main(rest, TRAINED[name], name)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

@@ -3,15 +3,17 @@
     python tests/benchmark.py                     # the paper's step: WRN-28-2, 64 + 128 + 128 images
     python tests/benchmark.py --eager             # on a GPU: also the step that is not compiled
     python tests/benchmark.py --sizes             # and how it grows with batch, image size, images
+    python tests/benchmark.py --authors ADELLO-LTSSL   # also a step of the authors' code, see authors.py
     python tests/benchmark.py --batch-size 16 --model wrn-10-1 --image-size 16 --steps 20
 
 Prints the step and its parts, the floor that this machine's own matrix rate and copy bandwidth set,
-and, taking turns with it in a process of its own, the pipeline of most published code: PIL
-transforms of single images in DataLoader workers, fp32, default memory format, eager, EMA in a
-Python loop.
+and, taking turns with it, each in a process of its own: the same step in fp32; the pipeline of most
+published code, which is PIL transforms of single images in DataLoader workers, fp32, default memory
+format, eager, EMA in a Python loop; and the authors' own. A ratio is that of their time to ours.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import random
@@ -29,6 +31,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
+import authors
 import data
 import losses
 import models
@@ -74,21 +77,26 @@ def peak_memory(device):
 
 # -------------------------------------------------------------------------------------------- ours
 
+def config_of(options, **changes):
+    """What is trained: shapes, CCR included."""
+    options = vars(options) | changes
+    arguments = "--n1 100 --m1 500 --imb 10 --steps 1000000 --warmup-steps 0".split()
+    for name in ("batch_size", "model", "image_size", "device", "precision", "compile"):
+        arguments += [train.option(name), str(options[name])]
+    return train.parse(arguments)[0]
+
+
 class Ours:
-    """train.train_step on random pixels, as train.py calls it, CCR included."""
+    """Run.step on shapes, as train.py calls it, CCR included."""
 
     def __init__(self, options, **changes):
-        options = vars(options) | changes
-        arguments = "--n1 100 --m1 500 --imb 10 --steps 1000000 --warmup-steps 0".split()
-        for name in ("batch_size", "model", "image_size", "device", "precision", "compile"):
-            arguments += [train.option(name), str(options[name])]
-        self.config, _ = train.parse(arguments)
-        self.run = train.setup(self.config)
+        self.config = config_of(options, **changes)
+        self.run = train.Run(self.config)
         self.device = self.run.device
 
     def step(self):
-        train.train_step(self.run, *train.batch(self.run))
-        self.run.step += 1
+        self.run.step(*self.run.batch())
+        self.run.t += 1
 
     def parts(self):
         """Seconds of the parts, each on its own and eager."""
@@ -238,11 +246,68 @@ class Conventional:
         loss.item()
 
 
-def serve(pipe, options, sets, device):
-    """The conventional pipeline in its own process, whose memory ours does not manage."""
-    pipeline = Conventional(options, sets, device)
-    for steps in iter(pipe.recv, None):
-        pipe.send(timed(pipeline.step, device, steps))
+class Authors:
+    """A step of the authors' code: their data set, transforms, loaders, network, losses and hooks, fp32."""
+
+    def __init__(self, options):
+        config = config_of(options, precision="fp32")
+        config.steps, config.eval_every = 20_000, 10 ** 9  # they draw the order of all batches at once
+        self.device = torch.device(config.device)
+        module = authors.imported(options.authors)
+        multiprocessing.set_start_method("fork", force=True)  # of their workers, as on the Linux that they use
+        torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = True  # as in their main_worker
+        on_gpu = self.device.type == "cuda"
+        if not on_gpu:
+            self.patches = contextlib.ExitStack()
+            self.patches.enter_context(authors.without_gpu())
+        images = *data.shapes(1000, 0, config.image_size), *data.shapes(200, 1, config.image_size), list(data.SHAPES)
+        with authors.in_place_of_cifar10(images, config.dataset) as directory:
+            flags = authors.flags_of(config, 10, directory, workers=1)  # each loader has two, by their default
+            if on_gpu:
+                flags["--gpu"] = self.device.index
+            run = authors.algorithm(module, flags, lambda: authors.wide_resnet(config.model, 10, config.bn_momentum))
+        if on_gpu:
+            run.model, run.ema_model = (module.send_model_cuda(run.args, model) for model in (run.model, run.ema_model))
+        run.model.train()
+        run.epoch = 0
+        run.call_hook("before_run")
+        run.call_hook("before_train_epoch")
+        self.run = run
+        self.batches = zip(run.loader_dict["train_lb"], run.loader_dict["train_ulb"])
+
+    def step(self):
+        run = self.run
+        labeled, unlabeled = next(self.batches)
+        run.call_hook("before_train_step")
+        run.out_dict, run.log_dict = run.train_step(**run.process_batch(**labeled, **unlabeled))
+        run.call_hook("after_train_step")
+        run.it += 1
+
+
+class Elsewhere:
+    """A pipeline in a process of its own, whose memory ours does not manage. A call gives the seconds of a step."""
+
+    def __init__(self, kind, *arguments, **changes):
+        self.pipe, other_end = multiprocessing.Pipe()
+        self.process = multiprocessing.get_context("spawn").Process(
+            target=serve, args=(other_end, kind, arguments, changes))
+        self.process.start()
+        other_end.close()  # a child that ends is then an EOFError here
+
+    def __call__(self, steps):
+        self.pipe.send(steps)
+        return self.pipe.recv()
+
+    def end(self):
+        self.pipe.close()
+        self.process.join()  # or its workers would take part in what is timed from here on
+
+
+def serve(pipe, kind, arguments, changes):
+    pipeline = kind(*arguments, **changes)
+    with contextlib.suppress(EOFError):
+        while steps := pipe.recv():
+            pipe.send(timed(pipeline.step, pipeline.device, steps))
 
 
 def augmentation_alone(sets, size):
@@ -269,25 +334,21 @@ def augmentation_alone(sets, size):
 
 # --------------------------------------------------------------------------------------- the figures
 
-def in_turns(options, ours, eager, sets, steps):
-    """Seconds of a step of ours, the conventional and the eager one (None: not asked for), a tuple per repetition."""
-    pipe, other_end = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(other_end, options, sets, ours.device))
-    process.start()
-    other_end.close()  # a child that ends is then an EOFError here
+def in_turns(ours, others, steps, repeats):
+    """Seconds of a step, a dict for each repetition: "step", ours, and those of the others, of class Elsewhere."""
     turns = []
-    for _ in range(options.repeats + 1):
-        pipe.send(steps)
-        theirs = pipe.recv()
-        turns.append((timed(ours.step, ours.device, steps), theirs,
-                      eager and timed(eager.step, ours.device, steps)))
-    pipe.send(None)
-    process.join()  # or its workers would take part in what is timed from here on
+    try:
+        for _ in range(repeats + 1):
+            turns.append({"step": timed(ours.step, ours.device, steps)}
+                         | {name: other(steps) for name, other in others.items()})
+    finally:
+        for other in others.values():
+            other.end()
     return turns[1:]  # the first is the warm-up: compilation, worker start
 
 
 def show(name, taken, B, remark):
-    print(f"{name:14} {1e3 * taken:10.1f} ms   {5 * B / taken:8.0f} images/s   {remark}")
+    print(f"{name:22} {1e3 * taken:10.1f} ms   {5 * B / taken:8.0f} images/s   {remark}")
 
 
 def growth(options, steps):
@@ -318,10 +379,10 @@ def main():
     parser.add_argument("--steps", type=int, help="steps of a repetition (default: 3 on a CPU, 50 on a GPU)")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions (default: 5)")
     parser.add_argument("--eager", action="store_true", help="also the step without torch.compile")
+    parser.add_argument("--authors", metavar="CHECKOUT", help="also a step of the authors' code")
     parser.add_argument("--sizes", action="store_true", help="also other batches, image sizes, numbers of images")
     options = parser.parse_args()
     ours = Ours(options)
-    eager = Ours(options, compile="off") if options.eager else None
     device = ours.device
     on_gpu = device.type == "cuda"
     steps = options.steps or (50 if on_gpu else 3)
@@ -333,20 +394,32 @@ def main():
 
     on_host = {k: v.cpu() for k, v in ours.run.sets._asdict().items() if torch.is_tensor(v)}
     sets = ours.run.sets._replace(**on_host)
-    turns = in_turns(options, ours, eager, sets, steps)
+    others = {}
+    if ours.config.precision != "fp32":
+        others["step, fp32"] = Elsewhere(Ours, options, precision="fp32")
+    if options.eager:
+        others["eager"] = Elsewhere(Ours, options, compile="off")
+    others["conventional"] = Elsewhere(Conventional, options, sets, device)
+    if options.authors:
+        others["authors"] = Elsewhere(Authors, options)
+    turns = in_turns(ours, others, steps, options.repeats)
     peak = peak_memory(device)
-    mine, theirs, plain = ([turn[k] for turn in turns] for k in range(3))
-    step = statistics.median(mine)
-    ratios = sorted(b / a for a, b in zip(mine, theirs))
+    medians = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+    step = medians["step"]
+    remarks = {"step": f"2^18 steps: {2**18 * step / 3600:.1f} h", "eager": "without torch.compile",
+               "conventional": f"{os.cpu_count()} workers, fp32", "authors": "their code as they ship it, fp32"}
     print()
-    show("step", step, B, f"2^18 steps: {2**18 * step / 3600:.1f} h")
-    if eager:
-        show("eager", statistics.median(plain), B, "without torch.compile")
-    show("conventional", statistics.median(theirs), B, f"{os.cpu_count()} workers")
-    print(f"ratio          {statistics.median(ratios):10.2f}      from {ratios[0]:.2f} to {ratios[-1]:.2f} over "
-          f"{options.repeats} interleaved repetitions of {steps} steps")
+    for name, taken in medians.items():
+        show(name, taken, B, remarks.get(name, ""))
+    for label, slow in {"ratio": "conventional", "authors' ratio": "authors"}.items():
+        for fast in ("step", "step, fp32"):
+            if {slow, fast} <= others.keys() | {"step"}:
+                ratios = sorted(turn[slow] / turn[fast] for turn in turns)
+                print(f"{label + fast.removeprefix('step'):22} {statistics.median(ratios):10.2f}      from "
+                      f"{ratios[0]:.2f} to {ratios[-1]:.2f} over {options.repeats} interleaved repetitions of "
+                      f"{steps} steps")
     a, b, ratio = augmentation_alone(sets, options.image_size)
-    print(f"augmentation   {1e3 * a:10.1f} ms   against {1e3 * b:.1f} ms by PIL on one core: {ratio:.1f} times")
+    print(f"{'augmentation':22} {1e3 * a:10.1f} ms   against {1e3 * b:.1f} ms by PIL on one core: {ratio:.1f} times")
 
     print("\nparts, each alone")
     for part, taken in ours.parts().items():

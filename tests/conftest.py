@@ -1,6 +1,9 @@
-"""Shared by the tests: the modules on the path, one thread, small data on disk, a small run on it."""
+"""Shared by the tests: one thread, small data in memory and on disk, small runs, and what has to be the same of two."""
 
 import csv
+import functools
+import json
+import signal
 import sys
 from pathlib import Path
 
@@ -12,31 +15,42 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import data
+import train
+
 torch.set_num_threads(1)
 
 SPLIT = ["--n1", "20", "--m1", "20", "--imb", "4"]
-SMALL = "--steps 6 --batch-size 8 --eval-every 3 --model wrn-10-1 --bn-momentum 0.05 --image-size 16".split()
+SMALL = ("--steps 6 --batch-size 8 --eval-every 3 --model wrn-10-1 --bn-momentum 0.05 --image-size 16 "
+         "--ema 0.2 --prior-momentum 0.2").split()
+EXPORTS = ["config.json", "log.csv", "result.json"]
 
 
-def rows(directory):
-    """A run's log.csv: a dict of floats for each evaluation."""
-    with open(directory / "log.csv", newline="", encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+# --------------------------------------------------------------------------------------------- data
+
+@functools.cache
+def small_sets():
+    """A long-tailed split of 16x16 shapes, the unlabeled ones reversed, in which no two images are the same."""
+    images, labels = data.shapes(60, 0)
+    seen, hidden = data.split(labels, data.long_tail_counts(20, 4, 10), data.long_tail_counts(40, 1 / 4, 10), 0)
+    both = torch.cat([seen, hidden])
+    test, test_labels = data.shapes(3, 1)
+    statistics = torch.tensor(data.STATISTICS["shapes"]).view(2, 3, 1, 1)
+    return data.Data(images[seen], labels[seen], images[both], labels[both], test, test_labels, list(data.SHAPES),
+                     *statistics)
+
+
+def load(dataset, root=None, **settings):
+    """data.load of a data set in a folder, with images of 16 pixels and the other settings given or the paper's."""
+    return data.load(train.Config(dataset=dataset, data_dir=root, **{"image_size": 16, **settings}))
 
 
 @pytest.fixture
-def train_small(image_folder, tmp_path, monkeypatch):
-    """train.main on the small folder, in an empty directory; returns the exit status.
-
-    Six steps, two evaluations; further options come last and win. hooks: main's prepare, step and variant.
-    """
-    import train
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, split=SPLIT, **hooks):
-        return train.main(["--dataset", "folder", "--data-dir", str(image_folder), *split, *SMALL,
-                           *map(str, arguments)], **hooks)
-    return run
+def sigint():
+    """Ctrl-C is KeyboardInterrupt, also where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def coloured_classes(root, counts, seed=3):
@@ -68,3 +82,119 @@ def images():
         large = np.asarray(small.resize((32, 32), Image.BICUBIC if i % 3 else Image.NEAREST)).astype(int)
         found.append((large + random.normal(0, i % 20, large.shape)).clip(0, 255).astype(np.uint8))
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
+
+
+# --------------------------------------------------------------------------------------------- runs
+
+@pytest.fixture
+def options(image_folder, tmp_path, monkeypatch):
+    """train.py's options for six steps on the small folder in fp32 on the CPU, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    return ["--dataset", "folder", "--data-dir", str(image_folder), *SPLIT, *SMALL, "--precision", "fp32",
+            "--device", "cpu"]
+
+
+@pytest.fixture
+def train_small(image_folder, tmp_path, monkeypatch):
+    """train.main on the small folder, in an empty directory; returns the exit status.
+
+    Six steps, two evaluations; further options come last and win. kind and variant: main's.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, split=SPLIT, kind=train.Run, variant=None):
+        return train.main(["--dataset", "folder", "--data-dir", str(image_folder), *split, *SMALL,
+                           *map(str, arguments)], kind, variant)
+    return run
+
+
+def raises(error):
+    raise error
+
+
+def at_step(t, act, kind=train.Run):
+    """A kind of run that calls `act` before step t."""
+    class Acting(kind):
+        def step(self, *batch):
+            if self.t == t:
+                act()
+            return super().step(*batch)
+    return Acting
+
+
+def stopping_after(steps, error=KeyboardInterrupt):
+    """A run that ends with an error where it has done this many steps."""
+    return at_step(steps, lambda: raises(error))
+
+
+@pytest.fixture
+def one_line(capsys):
+    """The only line on stderr, an error that holds these words."""
+    def check(*words):
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        for word in words:
+            assert word in error, f"{word!r} is not in: {error}"
+        return error
+    return check
+
+
+# -------------------------------------------------------------------------------------- what they wrote
+
+def strict(text):
+    """What a strict reader of JSON sees: NaN and Infinity are no numbers."""
+    return json.loads(text, parse_constant=lambda name: raises(ValueError(f"{name} is not JSON")))
+
+
+def result_of(directory):
+    """A run's result.json."""
+    return strict((directory / "result.json").read_text(encoding="utf-8"))
+
+
+def rows(directory):
+    """A run's log.csv: a dict of floats for each evaluation."""
+    with open(directory / "log.csv", newline="", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def contents(directory):
+    """Everything below a directory: {relative path: bytes, None for a folder or a lock, which may be held}."""
+    return {str(path.relative_to(directory)): None if path.is_dir() or path.name == ".lock" else path.read_bytes()
+            for path in directory.rglob("*")}
+
+
+def state_of(directory):
+    """What has to be the same to the bit: the checkpoint and the files that are made from it."""
+    return {"checkpoint": train.read_checkpoint(directory / "checkpoint.pt"), "log": rows(directory),
+            **{name: json.loads((directory / name).read_text(encoding="utf-8"))
+               for name in ("config.json", "result.json")}}
+
+
+def assert_same(first, second, where=""):
+    """Equal to the bit through nested dicts and lists, but for the seconds and the directory."""
+    assert type(first) is type(second), where
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first.keys() - {"seconds", "out"}:
+            assert_same(first[key], second[key], f"{where}/{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for i, (one, other) in enumerate(zip(first, second)):
+            assert_same(one, other, f"{where}/{i}")
+    else:
+        assert first == second or first != first and second != second, (where, first, second)
+
+
+def made_up_run(directory, accuracy=0.5, result=(), **settings):
+    """The three files of a run of four classes, with known numbers."""
+    directory.mkdir(parents=True)
+    config = dict(dataset="shapes", method="adello", shift="reversed", imb=50.0, steps=100, seed=0, lr=0.1,
+                  out=str(directory), device="cpu") | settings
+    result = dict(balanced_accuracy=accuracy, ece=0.1, mce=0.2, kl_q_qhat=0.03, classes=list("abcd"),
+                  per_class_accuracy=[0.9, 0.6, 0.4, 0.1], p_labeled=[0.4, 0.3, 0.2, 0.1]) | dict(result)
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (directory / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    (directory / "log.csv").write_text("step,alpha,kl_q_qhat\n50,0.8,nan\n100,0.1,0.03\n", encoding="utf-8")
+    return directory

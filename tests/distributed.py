@@ -11,8 +11,8 @@ Process 0 runs train.main; the others follow it. What may fail on one alone (set
 agreement of all; in training, a process that fails ends, and the others end where they wait for it.
 """
 
-import argparse
 import dataclasses
+import gc
 import os
 import sys
 from pathlib import Path
@@ -55,27 +55,46 @@ class EstimatorOfAll(PriorEstimator):
         super().update(mean(probs.mean(dim=0, keepdim=True)), first_ccr_step)
 
 
-def prepare(config, state, setup):
+class Part(train.Run):
+    """One process's part of a run: the data, the network and the state are those of all."""
+
+    def __init__(self, config):
+        if config.batch_size % dist.get_world_size():
+            raise ValueError(f"--batch-size {config.batch_size} does not divide over {dist.get_world_size()} processes")
+        super().__init__(config)
+        if self.device.type == "cuda":
+            self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # the parameters stay the same
+        self.estimator = EstimatorOfAll(len(self.sets.classes), config.prior_momentum, self.device)
+
+    def step(self, labeled, labels, unlabeled, hidden_labels, draws):
+        """On this process's part of the batch; returns means over all processes."""
+        mine = slice(dist.get_rank(), None, dist.get_world_size())
+        B = len(labels)
+        draws = torch.cat([draws[:B][mine], draws[B:][mine]])
+        try:
+            found = super().step(labeled[mine], labels[mine], unlabeled[mine], hidden_labels[mine], draws)
+            return dict(zip(found, mean(torch.stack(list(found.values())))))
+        except RuntimeError as error:
+            if "gloo" in str(error) or isinstance(error, dist.DistBackendError):
+                raise ProcessEnded("another process has ended, or cannot be reached") from None
+            raise
+
+
+def together(config, state, kind):
     """This process's run, at the checkpoint's step. On all processes ValueError where one of them fails."""
-    processes = dist.get_world_size()
     downloads = config.dataset != "folder"
     fault = None
     if downloads and dist.get_rank() > 0:
         dist.barrier()                                # process 0 comes first
     try:
-        if config.batch_size % processes:
-            raise ValueError(f"--batch-size {config.batch_size} does not divide over {processes} processes")
-        run = setup(config)
-        if run.device.type == "cuda":
-            run.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(run.model)  # the parameters stay the same
-        run.estimator = EstimatorOfAll(len(run.sets.classes), config.prior_momentum, run.device)
+        run = kind(config)
         if state:
             train.restore(run, state)
     except Exception as error:
         fault = error
     if downloads and dist.get_rank() == 0:
         dist.barrier()
-    faults = [None] * processes
+    faults = [None] * dist.get_world_size()
     dist.all_gather_object(faults, fault and line_of(fault))
     if fault:
         raise fault
@@ -86,49 +105,35 @@ def prepare(config, state, setup):
     return run
 
 
-def step(run, labeled, labels, unlabeled, hidden_labels, draws):
-    """train_step on this process's part of the batch; returns means over all processes."""
-    mine = slice(dist.get_rank(), None, dist.get_world_size())
-    B = len(labels)
-    draws = torch.cat([draws[:B][mine], draws[B:][mine]])
-    try:
-        found = train.train_step(run, labeled[mine], labels[mine], unlabeled[mine], hidden_labels[mine], draws)
-        return dict(zip(found, mean(torch.stack(list(found.values())))))
-    except RuntimeError as error:
-        if "gloo" in str(error) or isinstance(error, dist.DistBackendError):
-            raise ProcessEnded("another process has ended, or cannot be reached") from None
-        raise
-
-
-def lead(arguments, setup):
+def lead(arguments, kind):
     """Process 0: train.main, which tells the others when to begin. Returns the exit status."""
     begun = []
 
-    def prepare_all(config):
+    def begin(config):
         state = None
         if "--fresh" not in arguments:
             state = train.read_checkpoint(Path(config.out) / "checkpoint.pt")
         begun.append(told((config, state)))
-        begun.append(prepare(config, state, setup))
+        begun.append(together(config, state, kind))
         return begun[-1]
 
-    status = train.main(arguments, prepare=prepare_all, step=step)
-    if not begun:                                     # refused, or finished already
+    status = train.main(arguments, begin)
+    if not begun:                                     # refused
         told((None, status))
-    elif len(begun) > 1 and begun[-1].step == begun[-1].config.steps:
+    elif len(begun) > 1 and begun[-1].t == begun[-1].config.steps:
         told(status)                                  # of the last save
     return status
 
 
-def follow(device, setup):
+def follow(device, kind):
     """Another process: trains along, writes nothing. Returns the exit status."""
     run = None
     try:
         config, state = told()
         if config is None:
             return state
-        run = prepare(dataclasses.replace(config, device=device), state, setup)
-        train.train(run, None, step)
+        run = together(dataclasses.replace(config, device=device), state, kind)
+        train.train(run, None)
         return told()
     except KeyboardInterrupt:
         return 130
@@ -137,14 +142,13 @@ def follow(device, setup):
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if run is None:                               # and this
             return 2
-        print(f"error: process {dist.get_rank()}: step {run.step}: {line_of(error)}", file=sys.stderr)
+        print(f"error: process {dist.get_rank()}: step {run.t}: {line_of(error)}", file=sys.stderr)
         return 1
 
 
 def join(arguments):
     """Join the other processes: on this process's GPU or, without one, on the CPU. Returns the device. ValueError."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = train.refuse
+    parser = train.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--device", default="auto")
     asked = parser.parse_known_args(arguments)[0].device
     if "RANK" not in os.environ:
@@ -160,8 +164,8 @@ def join(arguments):
     return f"cuda:{local}"
 
 
-def main(arguments, setup=train.setup):
-    """The command line, in each process. Returns the exit status. setup(config): a run, as train.setup's."""
+def main(arguments, kind=Part):
+    """The command line, in each process. Returns the exit status. kind(config): this process's run."""
     try:
         device = join(arguments)
     except ValueError as error:
@@ -170,11 +174,12 @@ def main(arguments, setup=train.setup):
     status = 1
     try:
         if dist.get_rank() > 0:
-            status = follow(device, setup)
+            status = follow(device, kind)
         else:
-            status = lead([*arguments, "--device", device, "--compile", "off"], setup)
+            status = lead([*arguments, "--device", device, "--compile", "off"], kind)
     finally:
         if status == 0 or device == "cpu":            # NCCL could wait for a process that is gone
+            gc.collect()                              # what wraps the network goes before the group that it talks to
             dist.destroy_process_group()
     return status
 

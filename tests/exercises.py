@@ -2,37 +2,43 @@
 
     python tests/exercises.py blank smooth adjust            # or: blank all
     python tests/exercises.py blank all --no-formula --out homework
-    python tests/exercises.py grade homework                 # without a directory: the project this file is in
+    python tests/exercises.py grade homework smooth adjust   # without names: all exercises
+    python tests/exercises.py grade                          # a student, in a copy: what was handed out there
 
 `blank` writes a copy of the project in which these functions raise NotImplementedError; some exercises are
 answered in the copy's answers.py. `grade` prints one line per exercise, "passed" or the first property that
-failed. It runs the tests that stand beside this file, whatever became of those in the directory.
+does not hold. It runs the tests that stand beside this file, whatever became of those in the directory, each
+exercise in a process of its own.
 """
 
 import argparse
 import ast
+import contextlib
 import io
+import json
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import tokenize
-import xml.etree.ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 MODULES = ["priors.py", "losses.py", "data.py", "models.py", "evaluate.py", "train.py"]
-HANDED_OUT = "exercises.txt"              # in a copy: the names of its exercises
+COPIED = [*MODULES, "README.md", "requirements.txt", "tests/exercises.py", "tests/test_exercises.py"]
+HANDED_OUT = "exercises.txt"              # in a copy: the names of its exercises, for its student's own use
 HEADING = "## For a course: exercises"    # in the README, above the table
-NOT_COPIED = {"test_wrong_solutions.py",  # it holds the solutions
-              "test_results.py"}          # it needs .github/results
+# each exercise is tested in a process of its own; on Linux a server forks it that has imported torch already
+PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+PRELOADED = ["torch", "torchvision.datasets", "torchvision.transforms.v2", "pytest"]
 
 
 class Exercise(NamedTuple):
-    """Its tests in test_exercises.py begin with test_<name>_, so that `pytest -k <name>` runs them."""
+    """Its properties in test_exercises.py bear its name, so that `pytest -k <name>` tests them."""
     name: str
     place: str  # module.function, module.Class.method or module.TABLE
     about: str  # the cell in the README's table
@@ -56,7 +62,6 @@ EXERCISES = [
 ]
 NAMES = [exercise.name for exercise in EXERCISES]
 NEEDS = {"complementary_loss": ["adjust"], "estimator_update": ["imbalance_temperature"],  # what it calls
-         "gradient_limit": ["adjust", "complementary_loss"],
          "own_method": ["alpha_schedule", "smooth", "estimator_update", "adjust", "complementary_loss", "weak",
                         "reliability", "ema_update"]}
 PLACES = {exercise.name: exercise.place for exercise in EXERCISES}
@@ -84,9 +89,8 @@ def at_target(logits, source, target):
     """The logits, at class prior `target`, of a classifier that was trained where the prior is `source`.
 
     It was trained with plain cross-entropy, so its softmax is the posterior at `source`. The classes look the same
-    everywhere, P(x|y) does not change; only their frequencies do. The toy that tests it: two Gaussians of deviation
-    1 at -1 and +1. A sum of two terms is enough; derive it from Bayes' rule. Compare with losses.adjust: why is the
-    sign another?
+    everywhere, P(x|y) does not change; only their frequencies do. A sum of two terms is enough; derive it from
+    Bayes' rule. Compare with losses.adjust: why is the sign another?
 
     logits: (N, K); source, target: (K,) priors without zeros. Returns (N, K).
     """
@@ -213,10 +217,7 @@ def blank(names, directory, formulas=True):
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} exists and is not empty; name another --out")
     (directory / "tests").mkdir(parents=True, exist_ok=True)
-    files = [*MODULES, "README.md", "requirements.txt"]
-    files += [f"tests/{path.name}" for path in sorted(HERE.iterdir())
-              if path.suffix in (".py", ".json") and path.name not in NOT_COPIED]
-    for name in files:
+    for name in COPIED:
         text = (ROOT / name).read_text(encoding="utf-8")
         if not formulas and name in MODULES:
             text = without_formulas(text)
@@ -235,75 +236,59 @@ def blank(names, directory, formulas=True):
 
 # --------------------------------------------------------------------------------------------- grade
 
-def run(names, directory, timeout):
-    """Run the tests of some exercises on a directory's modules, in a process of its own.
+def attempt(name, directory, scratch, sender):
+    """Test an exercise, in a process of its own, and send what `test` returns."""
+    os.environ["ADELLO_EXERCISES"] = str(directory)
+    os.chdir(scratch)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        sys.path.insert(0, str(HERE))
+        import test_exercises
+        sender.send_bytes(json.dumps(test_exercises.verdict(name)).encode())
 
-    Returns {name: the first property that failed, or None}, or a sentence where the process came to no end.
-    """
+
+def test(name, directory, timeout):
+    """None where an exercise is solved in a directory, else a sentence that says why it is not."""
+    receiver, sender = PROCESSES.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.xml"
-        command = [sys.executable, "-m", "pytest", str(HERE / "test_exercises.py"), "-k", " or ".join(names),
-                   "--noconftest", "-q", "--assert=plain", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        environment = {**os.environ, "ADELLO_EXERCISES": str(directory), "PYTHONDONTWRITEBYTECODE": "1",
-                       "PYTEST_ADDOPTS": ""}
+        process = PROCESSES.Process(target=attempt, args=(name, directory, scratch, sender), daemon=True)
+        process.start()
+        sender.close()
         try:
-            done = subprocess.run(command, cwd=scratch, env=environment, timeout=timeout, stdout=subprocess.PIPE,
-                                  stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
-        except subprocess.TimeoutExpired:
-            return f"no end within {timeout} seconds: an endless loop?"
-        if not report.exists():
-            return f"pytest stopped: {(done.stdout.strip().splitlines() or ['without a word'])[-1]}"
-        found = {}
-        for case in xml.etree.ElementTree.parse(report).iter("testcase"):
-            name = exercise_of(case.get("name"))
-            trouble = [part for part in case if part.tag in ("failure", "error", "skipped")]
-            if found.get(name) is None and name:
-                found[name] = sentence(trouble[0].get("message", "")) if trouble else None
-    return {name: found.get(name, "its tests did not run") for name in names}
+            if not receiver.poll(timeout):
+                return f"no end within {timeout:g} seconds: an endless loop?"
+            return json.loads(receiver.recv_bytes())
+        except EOFError:
+            return "Python stopped before the tests had come to their end"
+        finally:
+            process.kill()
+            process.join()
 
 
-def exercise_of(test):
-    """The exercise that a test belongs to, by its name: the longest that fits."""
-    return max((name for name in NAMES if test.startswith(f"test_{name}_")), key=len, default=None)
-
-
-def sentence(message):
-    """pytest's message of a failure, down to the sentence that the test says."""
-    message = re.sub(r'^failed on setup with "', "", message).strip()
-    message = re.sub(r"^(AssertionError|NotImplementedError): ", "", message)
-    message = message.encode("ascii", "replace").decode()  # for any console
-    lines = [line.strip() for line in message.splitlines()] or ["failed"]
-    if lines[0].startswith("File "):  # Python's report of a module that it cannot read ends with the reason
-        return f"{lines[-1]} {lines[0]}".replace('"', "")
-    return lines[0].rstrip('"')
-
-
-def grade(directory, timeout=120):
-    """Print a line for each exercise handed out in a directory, and a count. Returns the exit status."""
-    names = NAMES
-    if (directory / HANDED_OUT).exists():
-        listed = (directory / HANDED_OUT).read_text(encoding="utf-8").split()
-        names = [name for name in NAMES if name in listed]
-        if not names:
-            raise ValueError(f"{directory / HANDED_OUT} names no exercise")
-    elif not (directory / "answers.py").exists():
-        names = [name for name in NAMES if name not in ANSWERS]
-    found = run(names, directory, timeout)
-    if isinstance(found, str) and len(names) == 1:
-        found = {names[0]: found}
-    elif isinstance(found, str):  # one of them stops the others: each alone
-        found = {}
-        for name in names:
-            alone = run([name], directory, timeout // 2)
-            found[name] = alone if isinstance(alone, str) else alone[name]
-    width = max(map(len, names), default=0)
+def grade(directory, names, timeout=60):
+    """Print a line for each of these exercises in a directory, and a count. Returns the exit status."""
+    PROCESSES.set_forkserver_preload(PRELOADED)  # which "spawn" does not heed
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(names, pool.map(lambda name: test(name, directory, timeout), names)))
+    width = max(map(len, names))
     for name in names:
+        reason = found[name]
         first = [other for other in NEEDS.get(name, []) if found.get(other)]
-        reason = f"first mend {', '.join(first)}, which it uses" if first else found[name]
-        print(f"{name:{width}}  " + ("passed" if found[name] is None else f"failed: {reason}"))
-    passed = sum(found[name] is None for name in names)
+        if reason and first:
+            reason = f"first mend {', '.join(first)}, which it uses"
+        line = f"{name:{width}}  " + (f"failed: {reason}" if reason else "passed")
+        print(" ".join(line.split("\n")).encode("ascii", "replace").decode())  # for any console
+    passed = sum(reason is None for reason in found.values())
     print(f"{passed} of {len(names)} passed")
     return 0 if passed == len(names) else 1
+
+
+def handed_out():
+    """The exercises of the copy that this file is in. ValueError where it is none."""
+    try:
+        listed = (ROOT / HANDED_OUT).read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        raise ValueError(f"{ROOT} is no copy that `blank` has written; name one, and its exercises") from None
+    return [name for name in NAMES if name in listed] or NAMES
 
 
 # -------------------------------------------------------------------------------------- command line
@@ -327,7 +312,9 @@ def main(argv=None):
     hand_out.add_argument("--no-formula", action="store_true", help="without the formulas in docstrings and README")
     hand_out.add_argument("--out", default="exercises", help="the copy's directory (default: %(default)s)")
     graded = commands.add_parser("grade", help="one line per exercise: passed, or the first property that failed")
-    graded.add_argument("directory", nargs="?", default=ROOT, help="a copy (default: the project of this file)")
+    graded.add_argument("directory", nargs="?", help="a copy (default: the one this file is in)")
+    graded.add_argument("names", nargs="*", metavar="NAME", help="what was handed out (default: all)")
+    graded.add_argument("--timeout", type=float, default=60, help="seconds for an exercise (default: %(default)s)")
     commands.add_parser("table", help="the README's table of exercises")
     options = parser.parse_args(argv)
     if options.command == "table":
@@ -335,10 +322,14 @@ def main(argv=None):
         return 0
     try:
         if options.command == "grade":
-            directory = Path(options.directory).resolve()
+            directory = Path(options.directory or ROOT).resolve()
             if not (directory / "priors.py").exists():
                 raise ValueError(f"{directory} holds no copy of the project")
-            return grade(directory)
+            unknown = [name for name in options.names if name not in NAMES]
+            if unknown:
+                raise ValueError(f"no exercise {unknown[0]}: {', '.join(NAMES)}")
+            names = options.names or NAMES if options.directory else handed_out()
+            return grade(directory, names, options.timeout)
         asked = NAMES if "all" in options.names else options.names
         names = [e.name for e in EXERCISES if e.name in asked or e.place in asked]
         blank(names, Path(options.out), not options.no_formula)

@@ -21,12 +21,18 @@ NUM_CLASSES = 3  # entries of a bincount that names no number
 
 
 class FakeCuda(TorchDispatchMode):
-    """Sends what concerns CUDA to PyTorch's fake tensors. `waits`: how often a line made the host wait."""
+    """Sends what concerns CUDA to PyTorch's fake tensors.
+
+    waits: how often a line made the host wait, under the names of the project's functions on the way to it. sending,
+    updating: the names on the way to the copies that do not wait, and to the optimiser's update.
+    """
 
     def __init__(self):
         super().__init__()
         self.fake = FakeTensorMode()
         self.waits = Counter()
+        self.sending = set()
+        self.updating = set()
 
     def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -48,6 +54,7 @@ class FakeCuda(TorchDispatchMode):
         if name.startswith("_fused_sgd_"):                   # has no fake form
             devices = {x.device.type for x in tensors if x is not kwargs["lr"]}
             assert devices == {"cuda"}, f"the optimiser's tensors are on {devices}"
+            self.updating |= {name for name, _ in calls()}
             return None
         if name == "convolution":                            # asks CUDA for its fastest algorithm
             assert len({(x.device, x.dtype) for x in tensors}) == 1, "a convolution of unlike tensors"
@@ -98,21 +105,30 @@ class FakeCuda(TorchDispatchMode):
 
     def cross(self, source, device, non_blocking):
         """A copy between host and GPU: the host goes on only if it is asked to and the host's memory is pinned."""
-        if not (non_blocking and device.type == "cuda" and hasattr(source, "pinned")):
+        if non_blocking and device.type == "cuda" and hasattr(source, "pinned"):
+            self.sending |= {name for name, _ in calls()}
+        else:
             self.wait()
 
     def wait(self):
-        """Count a wait for the innermost line of the project, under the names of the functions on the way to it."""
-        calls = []
-        frame = sys._getframe(1)
-        while frame:
-            path = Path(frame.f_code.co_filename)
-            if path.parent in (ROOT, ROOT / "tests") and path.name != Path(__file__).name:
-                calls.append((frame.f_code.co_name, f"{path.name}: {linecache.getline(str(path), frame.f_lineno)}"))
-            frame = frame.f_back
-        if calls:
-            functions = tuple(name for name, _ in calls)
-            self.waits[functions, calls[0][1].strip()] += 1
+        """Count a wait for the innermost line of the project, if it comes from there."""
+        found = calls()
+        if found:
+            self.waits[tuple(name for name, _ in found), found[0][1]] += 1
+
+
+def calls():
+    """Where the project stands, from the inside out: (name of the function, file and line) for each of its frames."""
+    found = []
+    frame = sys._getframe(1)
+    while frame:
+        path = Path(frame.f_code.co_filename)
+        own = path.parent == ROOT or path.is_relative_to(ROOT / "tests")
+        if own and path != Path(__file__):
+            line = linecache.getline(str(path), frame.f_lineno).strip()
+            found.append((frame.f_code.co_name, f"{path.name}: {line}"))
+        frame = frame.f_back
+    return found
 
 
 def shadow(x):
@@ -154,6 +170,7 @@ def gpu(monkeypatch, capability=(9, 0)):
     mode = FakeCuda()
     save = torch.save
     load = torch.load
+    tolist = torch.Tensor.tolist
 
     def to_host(x):
         return torch.ones(x.shape, dtype=x.dtype) if isinstance(x, FakeTensor) else x
@@ -182,7 +199,7 @@ def gpu(monkeypatch, capability=(9, 0)):
         patch.setattr(FakeTensor, "__getitem__", lambda x, index: mode.get(x, index), raising=False)
         patch.setattr(FakeTensor, "__setitem__", lambda x, index, value: mode.set(x, index, value), raising=False)
         patch.setattr(FakeTensor, "contiguous", lambda x, **options: x.clone(**options), raising=False)
-        patch.setattr(FakeTensor, "tolist", lambda x: x.cpu().tolist())
+        patch.setattr(torch.Tensor, "tolist", lambda x: tolist(x.cpu() if isinstance(x, FakeTensor) else x))
         cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)              # autocast records gradients for what it keeps
         try:

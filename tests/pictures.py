@@ -25,7 +25,8 @@ from losses import METHODS
 from results import LABELS, gamma_u, name_of
 
 BLUE, RED, LIGHT_RED, LIGHT_BLUE = "#0072B2", "#D55E00", "#F7C9A8", "#B5DAF0"
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#000000"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#000000",
+           "#808000", "#6A3D9A", "#B22222", "#999999"]
 
 
 def figure(rows, columns, width, height, **arguments):
@@ -46,7 +47,12 @@ def in_order(groups):
 
 
 def method_of(config):
-    return LABELS.get(name_of(config), name_of(config))
+    return LABELS.get(name_of(config), plain(name_of(config)))
+
+
+def plain(name):
+    """A name as text in which matplotlib sees no formula."""
+    return name.replace("$", r"\$")
 
 
 def ratio(gamma):
@@ -60,15 +66,19 @@ def shift_of(config):
     return f"γ_u = {ratio(gamma_u(config))}" if gamma_u(config) else "as it is"
 
 
-def titles(groups):
+def titles(groups, shifts=True):
     """Method and shift of each group; the name of the runs where that does not tell two groups apart."""
-    found = [f"{method_of(runs[0].config)}, {shift_of(runs[0].config)}" for runs in groups]
-    return [re.sub(r"-s\d+$", "", runs[0].directory.name) if found.count(name) > 1 else name
+    found = [method_of(runs[0].config) + f", {shift_of(runs[0].config)}" * shifts for runs in groups]
+    return [plain(re.sub(r"-s\d+$", "", runs[0].directory.name)) if found.count(name) > 1 else name
             for name, runs in zip(found, groups)]
 
 
 def reliability(groups):
-    """Accuracy over confidence, the gap shaded: a calibrated network lies on the diagonal. Below, how many samples."""
+    """Accuracy over confidence: a calibrated network lies on the diagonal. Below, how many samples.
+
+    Of several seeds, the gaps above and below the confidence are averaged apart, so that they do not cancel: weighted
+    with the samples, what is shaded is the mean ECE.
+    """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     width = max(2.9, 4.2 / len(groups))
@@ -76,26 +86,32 @@ def reliability(groups):
     groups = in_order(groups)
     for (above, below), name, found in zip(axes.T, titles(groups), groups):
         bins = np.array([run.result["reliability"] for run in found])             # (runs, bins, 3)
-        share = bins[:, :, 0].mean(axis=0)
-        accuracy = (bins[:, :, 0] * bins[:, :, 1]).mean(axis=0) / np.maximum(share, 1e-9)
-        confidence = (bins[:, :, 0] * bins[:, :, 2]).mean(axis=0) / np.maximum(share, 1e-9)
+        shares, accuracies, confidences = bins.transpose(2, 0, 1)                 # (runs, bins)
+        share = shares.mean(axis=0)
+
+        def mean(values):
+            return (shares * values).mean(axis=0) / np.maximum(share, 1e-9)
+        confidence = mean(confidences)
+        over = mean(np.maximum(confidences - accuracies, 0))
+        under = mean(np.maximum(accuracies - confidences, 0))
         width = 1 / len(share)                                                    # of a bin
         centres = (np.arange(len(share)) + 0.5) * width
-        over = confidence > accuracy
-        above.bar(centres, np.minimum(accuracy, confidence), width, color=BLUE, edgecolor="white")
-        for those, fill, edge in ((over, LIGHT_RED, RED), (~over & (share > 0), LIGHT_BLUE, BLUE)):
-            gap = np.abs(confidence - accuracy)[those]
-            above.bar(centres[those], gap, width, np.minimum(accuracy, confidence)[those], color=fill, edgecolor=edge)
+        above.bar(centres, confidence - over, width, color=BLUE, edgecolor="white")
+        for gap, bottom, fill, edge in ((over, confidence - over, LIGHT_RED, RED),
+                                        (under, confidence, LIGHT_BLUE, BLUE)):
+            those = gap > 0
+            above.bar(centres[those], gap[those], width, bottom[those], color=fill, edgecolor=edge)
         above.plot([0, 1], [0, 1], "k--", lw=1)
         below.bar(centres, 100 * share, width, color="#999999", edgecolor="white")
-        for line, colour in ((share @ accuracy, BLUE), (share @ confidence, RED)):
+        means = share @ mean(accuracies), share @ confidence
+        for line, colour in zip(means, (BLUE, RED)):
             above.axvline(line, color=colour, lw=1.5)
             below.axvline(line, color=colour, lw=1.5)
-        ece = statistics.mean(percent(found, "ece"))
-        seeds = f", mean of {len(found)}" if len(found) > 1 else ""  # seeds; the bars hold all of them together
-        above.set(title=f"{name}\nECE {ece:.1f} %{seeds}", xlim=(0, 1), ylim=(0, 1))
-        means = f"mean {100 * share @ confidence:.0f} %, accuracy {100 * share @ accuracy:.0f} %"
-        below.set(xlabel=f"confidence\n({means})")
+        gaps = [100 * gap for gap in (shares * (confidences - accuracies)).sum(axis=1)]
+        seeds = f", {len(found)} seeds" if len(found) > 1 else ""
+        above.set(title=f"{name}\nECE {evaluate.spread(percent(found, 'ece'))} %{seeds}", xlim=(0, 1), ylim=(0, 1))
+        text = f"confidence\n(mean less accuracy: {statistics.mean(gaps):+.1f} points"
+        below.set(xlabel=text + (f",\nof single seeds {min(gaps):+.1f} to {max(gaps):+.1f})" if seeds else ")"))
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("samples in %")
     drawn.legend(handles=[
@@ -110,7 +126,10 @@ def reliability(groups):
 
 
 def fig3(groups):
-    """The paper's Fig. 3: the distance of Qhat from the true and the uniform prior; alpha in a panel of its own."""
+    """The paper's Fig. 3: the distance of Qhat from the true and the uniform prior; alpha in a panel of its own.
+
+    Of several seeds the mean, in a band of one standard deviation.
+    """
     moving = {name: found[0].log for name, found in zip(titles(groups), groups)
               if METHODS.get(found[0].config["method"], METHODS["fixmatch"]).target}
     drawn, (axes,) = figure(1, len(groups) + bool(moving), 2.9, 3.3)
@@ -118,9 +137,16 @@ def fig3(groups):
     for panel, name, found in zip(axes, titles(groups), groups):
         steps = [row["step"] for row in found[0].log]
         for key, text, line in (("kl_q_qhat", "KL(Q ‖ Q̂)", "-"), ("kl_uniform_qhat", "KL(uniform ‖ Q̂)", "--")):
-            values = np.mean([[row[key] for row in run.log] for run in found], axis=0)
-            panel.plot(steps, values, line, label=text, lw=2)
-            highest = max(highest, np.nanmax(values, initial=0))
+            values = np.array([[row[key] for row in run.log] for run in found])   # (runs, evaluations)
+            mean = values.mean(axis=0)
+            (curve,) = panel.plot(steps, mean, line, label=text, lw=2)
+            top = mean
+            if len(found) > 1:
+                deviation = values.std(axis=0, ddof=1)
+                top = mean + deviation
+                panel.fill_between(steps, np.maximum(mean - deviation, 0), top, color=curve.get_color(), alpha=0.2,
+                                   lw=0)
+            highest = max(highest, np.nanmax(top, initial=0))
         panel.set(title=name, xlabel="step")
     for panel in axes[:len(groups)]:
         panel.set_ylim(0, 1.05 * highest or 1)
@@ -154,6 +180,8 @@ def sweep(groups):
     names = list(dict.fromkeys(method for method, _, _ in found))
     base = "FixMatch" if "FixMatch" in names else "ADELLO"
     others = [name for name in names if name != base]
+    if not others:
+        raise ValueError(f"a sweep shows what methods differ by; all of these runs are {base}'s")
     drawn, ((axes,),) = figure(1, 1, 7.5, 3.8)
     axes.axhline(0, color="k", lw=1, label=base)
     for i, name in enumerate(others):
@@ -167,8 +195,8 @@ def sweep(groups):
         places = [x + 0.1 * (i - (len(others) - 1) / 2) for x in range(len(gammas))]
         means = [statistics.mean(values) if values else np.nan for values in gains.values()]
         for x, values in zip(places, gains.values()):
-            axes.plot([x] * len(values), values, ".", color=COLOURS[i % 8], alpha=0.5)
-        axes.plot(places, means, "os^D"[i % 4] + "-", color=COLOURS[i % 8], label=name)
+            axes.plot([x] * len(values), values, ".", color=COLOURS[i % len(COLOURS)], alpha=0.5)
+        axes.plot(places, means, "os^D"[i % 4] + "-", color=COLOURS[i % len(COLOURS)], label=name)
     axes.set_xticks(range(len(gammas)), map(ratio, gammas))
     axes.set(xlabel="γ_u: as the labeled set (left), uniform (1), reversed (right)",
              ylabel=f"balanced accuracy less {base}'s,\nsame seed, in points")
@@ -182,18 +210,18 @@ def calibration(groups):
     drawn, (panels,) = figure(1, 2, 4.4, 3.9)
     theirs = [(LABELS[row["method"]], [100 - float(row["accuracy"])], [float(row["ece"])])
               for row in results.load("published.csv") if row["dataset"] == "CIFAR-10-LT"]
-    order = [name for name, _, _ in theirs]
     shifts = sorted({shift_of(runs[0].config) for runs in groups})
-    ours = [(method_of(runs[0].config) + f", {shift_of(runs[0].config)}" * (len(shifts) > 1),
-             [100 - accuracy for accuracy in percent(runs, "balanced_accuracy")], percent(runs, "ece"))
-            for runs in in_order(groups)]
+    groups = in_order(groups)
+    ours = [(name, [100 - accuracy for accuracy in percent(runs, "balanced_accuracy")], percent(runs, "ece"))
+            for name, runs in zip(titles(groups, len(shifts) > 1), groups)]
+    order = list(dict.fromkeys(name for name, _, _ in theirs + ours))
     seeds = max(len(runs) for runs in groups)
     spread = f", {seeds} seeds" if seeds > 1 else ""
     headings = "published: CIFAR-10-LT", f"this code: {groups[0][0].config['dataset']}, {', '.join(shifts)}{spread}"
     for panel, heading, points in zip(panels, headings, (theirs, ours)):
         named = []
-        for i, (name, errors, eces) in enumerate(points):
-            colour = COLOURS[(order.index(name) if name in order else len(order) + i) % len(COLOURS)]
+        for name, errors, eces in points:
+            colour = COLOURS[order.index(name) % len(COLOURS)]
             x, y = statistics.mean(errors), statistics.mean(eces)
             if len(errors) > 1:
                 panel.errorbar(x, y, statistics.stdev(eces), statistics.stdev(errors), color=colour,
@@ -229,6 +257,9 @@ def find(names):
 
 def main(arguments):
     """The command line. Returns the exit status."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
     try:
         kind, path, *names = [*arguments, "", ""][:max(3, len(arguments))]
         if kind not in DRAWINGS or not names[0]:

@@ -7,7 +7,8 @@
 runs.csv has one row per run: what it is, its figures, the command and the commit. The tables are made from it alone.
 settings.csv is config.json, logs.csv.gz is log.csv, classes.csv.gz and reliability.csv.gz hold the vectors of
 result.json, numbers as the run wrote them; published.csv holds the paper's. On a page a table stands under
-<!-- table: NAME -->, and a decimal or an "m of n" in a sentence has to stand in a table of the same page.
+<!-- table: NAME -->; a decimal, an "x ± y" or an "m of n" in a sentence has to stand in a table of the section that it
+is in, or of one whose "title" its paragraph names.
 """
 
 import csv
@@ -16,7 +17,9 @@ import fnmatch
 import functools
 import gzip
 import io
+import itertools
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -24,16 +27,21 @@ import sys
 import zlib
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import authors
 import evaluate
 import train
 from evaluate import spread
+from priors import kl_divergence, uniform
 
 RESULTS = ROOT / ".github" / "results"
 PAGES = ROOT / "README.md", RESULTS / "README.md"
 FILES = "runs.csv", "settings.csv", "logs.csv.gz", "classes.csv.gz", "reliability.csv.gz"
+CODE = "*.py", "tests/ablations.py", "tests/authors.py", "tests/baselines.py", "tests/methods/*.py"  # what makes a run
 VECTORS = "classes", "per_class_accuracy", "q_hat", "p_labeled", "q_true"  # of result.json, one entry per class
 BINS = "share", "accuracy", "confidence"
 IDENTITY = "run", "dataset", "method", "variant", "shift", "gamma_l", "gamma_u", "seed"
@@ -157,6 +165,8 @@ def options_of(config):
 def command_of(config, name):
     """A run's command, and those of its options that change the preset's training."""
     variant = config.get("variant")
+    if variant == "authors":
+        return authors.command_of(config), ""
     base, _, later = (variant or "").rpartition("+")
     if base:  # made from a finished run
         return f"python tests/baselines.py {later} runs/{name.replace(variant, base)}", ""
@@ -178,11 +188,19 @@ def command_of(config, name):
 def commit():
     """The commit that the working tree stands on, with +changes where a module or a script differs from it."""
     def git(*arguments):
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-    code = [*(f"{name}.py" for name in "data models losses priors evaluate train".split()), "tests/baselines*.py",
-            "tests/ablations.py"]
-    changed = git("diff", "--quiet", "HEAD", "--", *code).returncode
-    return git("rev-parse", "HEAD").stdout.strip() + "+changes" * bool(changed)
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
+    return git("rev-parse", "HEAD") + "+changes" * bool(git("status", "--porcelain", "--", *code()))
+
+
+def code():
+    """The files that make a run. ValueError where one of the patterns of CODE finds none."""
+    found = []
+    for pattern in CODE:
+        files = sorted(ROOT.glob(pattern))
+        if not files:
+            raise ValueError(f"no file is called {pattern}: CODE in results.py has to name the code that makes a run")
+        found += files
+    return [path.relative_to(ROOT).as_posix() for path in found]
 
 
 def lines_of(run, log, command, changes, commit):
@@ -241,10 +259,10 @@ SCORES = "balanced_accuracy", "ece"
 
 
 def figures(rows, *keys):
-    """Mean and deviation of figures over rows of runs.csv, in percent, but for KL and NLL."""
+    """Mean and deviation of figures over rows of runs.csv, in percent, but for KL, NLL and T."""
     cells = []
     for key in keys:
-        scale, digits = (1, 2) if key in ("kl_q_qhat", "nll") else (100, 1)
+        scale, digits = (1, 2) if key in ("kl_q_qhat", "nll", "temperature") else (100, 1)
         cells.append(spread([scale * float(row[key]) for row in rows], digits))
     return ", ".join(cells)
 
@@ -260,21 +278,50 @@ def mean(pattern, *keys):
     return cell
 
 
+STUDENT = 0, 0, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26  # 97.5 % quantile of t, by the number of values
+
+
+def marked(values):
+    """Mean and deviation of differences in points. Bold: the 95 % interval of the mean is free of 0, one is ahead.
+
+    Italic: it lies within one point of 0, the two are level. Else they are not told apart.
+    """
+    mean = statistics.mean(values)
+    text = "+" * (mean >= 0) + spread(values)
+    if len(values) > 1:
+        half = STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+        mark = "**" if abs(mean) > half else "*" if abs(mean) + half <= 1 else ""
+        text = f"{mark}{text}{mark}"
+    return text
+
+
 def gain(first, second, key="balanced_accuracy"):
     """A column: the difference of paired runs in points, and in how many pairs the first is the better one.
 
-    Pairs have the same gamma_u and seed, hence the same split, initial weights and order of the images.
+    Pairs have the same gamma_u and seed, hence the same split, initial weights and order of the images. A seed is one
+    labeled set, so that its pairs count as one value, their mean.
     """
     def cell(names, seeds):
         patterns = first.format(*names), second.format(*names)
         others = {(row["gamma_u"], row["seed"]): row for row in rows_of("runs.csv", patterns[1], seeds)}
-        pairs = [(row, others.get((row["gamma_u"], row["seed"]))) for row in rows_of("runs.csv", patterns[0], seeds)]
-        differences = [100 * (float(a[key]) - float(b[key])) for a, b in pairs if b]
-        if not differences or patterns[0] == patterns[1]:
+        sets = {}
+        for row in rows_of("runs.csv", patterns[0], seeds):
+            other = others.get((row["gamma_u"], row["seed"]))
+            if other:
+                sets.setdefault(row["seed"], []).append(100 * (float(row[key]) - float(other[key])))
+        if not sets or patterns[0] == patterns[1]:
             return "–"
+        differences = [difference for of_one_set in sets.values() for difference in of_one_set]
         better = sum(difference < 0 if key == "ece" else difference > 0 for difference in differences)
-        sign = "+" if statistics.mean(differences) >= 0 else ""
-        return f"{sign}{spread(differences)} ({better} of {len(differences)})"
+        return f"{marked([*map(statistics.mean, sets.values())])} ({better} of {len(differences)})"
+    return cell
+
+
+def extremes(pattern, key):
+    """A column: the lowest and the highest of a figure over the seeds, in points."""
+    def cell(names, seeds):
+        values = [100 * float(row[key]) for row in rows_of("runs.csv", pattern.format(*names), seeds)]
+        return f"{min(values):+.1f} to {max(values):+.1f}" if values else "–"
     return cell
 
 
@@ -310,14 +357,15 @@ def closer(pattern, rows, seeds):
     titles = {"head": "head", "medium": "medium", "tail": "tail", "confidence − accuracy": "overconfidence",
               "NLL": "nll"}
     columns = {title: mean(pattern, key) for title, key in titles.items()}
-    return table(f"reversed; {len(seeds)} seeds", rows, columns | {"runs": where(pattern)}, seeds)
+    columns |= {"confidence − accuracy, all seeds": extremes(pattern, "overconfidence"), "runs": where(pattern)}
+    return table(f"reversed; {len(seeds)} seeds", rows, columns, seeds)
 
 
-def against(pattern, rows, seeds, shifts=SHIFTS):
-    """ADELLO against each of the others."""
-    columns = {f"{shift}: {what}": gain(pattern.format("adello", shift), pattern.format("{}", shift), key)
+def against(pattern, rows, seeds, shifts=SHIFTS, first="adello"):
+    """A method against each of the others."""
+    columns = {f"{shift}: {what}": gain(pattern.format(first, shift), pattern.format("{}", shift), key)
                for shift in shifts for what, key in zip(("accuracy", "ECE"), SCORES)}
-    return table("ADELLO less …", rows, columns, seeds)
+    return table(f"{LABELS[first]} less …", rows, columns, seeds)
 
 
 def changes(rows, seeds):
@@ -373,14 +421,19 @@ def steps():
     return table("difference", {f"{LABELS[a]} less {LABELS[b]}": (a, b) for a, b in rows}, columns, PAIRED)
 
 
-def speed(names=None):
-    """What tests/benchmark.py printed: a name, a value and what is said of it; of all lines or some."""
-    machine, *lines = (RESULTS / "benchmark.txt").read_text(encoding="utf-8").splitlines()
+def speed(names=None, file="benchmark.txt"):
+    """What tests/benchmark.py printed: a name, a value and what is said of it; of all lines or some.
+
+    It indents the parts of a step, each measured alone.
+    """
+    machine, *lines = (RESULTS / file).read_text(encoding="utf-8").splitlines()
     rows = []
-    for line in map(str.strip, filter(None, lines)):
-        name, *cells = re.split("  +", line, maxsplit=2) if "  " in line else line.split(": ", 1)
+    for line in filter(None, lines):
+        text = line.strip()
+        name, *cells = re.split("  +", text, maxsplit=2) if "  " in text else text.split(": ", 1)
         if cells and (names is None or name in names):
-            rows.append(f"| {name} | {' | '.join([*cells, ''][:2])} |")
+            alone = ", alone" if line.startswith(" ") else ""
+            rows.append(f"| {name}{alone} | {' | '.join([*cells, ''][:2])} |")
     return "\n".join([f"| {machine} | | |", "| --- | --- | --- |", *rows])
 
 
@@ -393,7 +446,8 @@ LONG_CIFAR, SHORT_CIFAR = "folder-12000-{}-reversed-imb100", "folder-short-{}-un
 FOUR = methods("fixmatch", "udal", "flexda", "adello")
 FAMILY = methods("supervised", "ccr", "kd", "oracle", *FOUR.values())
 PLOT = methods("fixmatch", "darp", "debiaspl", "crest", "abc", "udal", "cossl", "adello")
-OTHERS = methods("fixmatch+la", "darp+crt", "crest+la", *PLOT.values())
+OTHERS = methods("fixmatch+la", "darp+crt", "crest+la", "flexda", *PLOT.values())
+DRAWN = methods("fixmatch+la", "flexda", *PLOT.values())
 SWEEP = {"50": "consistent", "20": "imbu20", "10": "imbu10", "1": "uniform", "1/10": "imbu0.1", "1/20": "imbu0.05",
          "1/50": "reversed"}
 NOISES = {f"{noise}, {LABELS[m]}": m if noise == 0.35 else f"noise{noise}" + "-fixmatch" * (m == "fixmatch")
@@ -402,6 +456,8 @@ PARTS = {name: (ALL.format(a), ALL.format(b)) for name, a, b in (
     ("ADELLO for FixMatch", "adello", "fixmatch"), ("ADELLO for UDAL", "adello", "udal"),
     ("FlexDA for FixMatch", "flexda", "fixmatch"), ("FlexDA for UDAL: Q̂ for P_L as the target", "flexda", "udal"),
     ("CCR added to FixMatch", "ccr", "fixmatch"), ("CCR added to FlexDA: ADELLO", "adello", "flexda"),
+    ("FixMatch + LA for FixMatch", "fixmatch+la", "fixmatch"), ("FixMatch + LA for UDAL", "fixmatch+la", "udal"),
+    ("FixMatch + LA for FlexDA", "fixmatch+la", "flexda"), ("ADELLO for FixMatch + LA", "adello", "fixmatch+la"),
     ("KD for ADELLO: every sample distilled", "kd", "adello"),
     ("oracle for ADELLO: the true prior as the target", "oracle", "adello"))}
 ADDED = {f"{name}, {shift}": (SHAPES.format(a, shift), SHAPES.format(b, shift)) for name, a, b in (
@@ -420,12 +476,21 @@ UNDONE = {name: (pattern, SHAPES.format("adello", shift)) for name, pattern, shi
     ("Q̂ with momentum 0.999", REVERSED.format("adello") + "-momentum0.999", "reversed"),
     ("fp32 in place of bf16", REVERSED.format("fp32-adello"), "reversed"),
     ("T follows Q̂ at every step", SHAPES.format("moving-temperature", "consistent"), "consistent"))}
+AS_SHIPPED = {f"{name}, {shift}": (f"shapes-fp32-{a}-{shift}-imb50", f"shapes-fp32-{b}-{shift}-imb50")
+              for name, a, b, shifts in (
+    ("T = 1", "temperature-one", "adello", SHIFTS[::2]), ("constant rate", "constant-rate", "adello", SHIFTS[::2]),
+    ("T = 1 and constant rate", "as-shipped", "adello", SHIFTS[::2]),
+    ("T = 1, CCR from step 700", "warmup700-temperature-one", "warmup700-adello", SHIFTS[2:]),
+    ("T = 1 in FixMatch + CCR", "temperature-one-ccr", "ccr", SHIFTS[2:])) for shift in shifts}
 
 TABLES = {
     "short": lambda: by_shift(SHAPES, FOUR, range(5)),
     "family": lambda: by_shift(SHAPES, FAMILY, range(5)),
     "parts": lambda: changes(PARTS, PAIRED),
     "against": lambda: against(SHAPES, methods(*LABELS), PAIRED),
+    "la": lambda: against(SHAPES, FOUR, PAIRED, first="fixmatch+la"),
+    "temperature": lambda: by_shift(SHAPES, methods("ccr", "adello", "kd", "oracle"), range(5), "T", ["temperature"]),
+    "cifar-temperature": lambda: by_shift(CIFAR, methods("adello"), range(3), "T", ["temperature"], SHIFTS[::2]),
     "closer": lambda: closer(SHAPES, FAMILY, range(5)),
     "estimate": lambda: by_shift(SHAPES, FOUR, range(5), "KL(Q‖Q̂)", ["kl_q_qhat"]),
     "others": lambda: by_shift(SHAPES, OTHERS, range(3)),
@@ -436,6 +501,8 @@ TABLES = {
         "runs of 4,500": where(LONG)}, range(5)),
     "longer-against": lambda: table("4,500 steps, reversed: ADELLO less …", FOUR, {
         "accuracy": gain(LONG.format("adello"), LONG), "ECE": gain(LONG.format("adello"), LONG, "ece")}, PAIRED),
+    "longer-change": lambda: changes({f"4,500 steps for 1,500, {label}": (LONG.format(m), REVERSED.format(m))
+                                      for label, m in FOUR.items()}, PAIRED),
     "longer-cifar": lambda: table("CIFAR-10 as JPEG files, reversed, 5 seeds", methods("flexda", "adello"), {
         "12,000 steps": mean(LONG_CIFAR, *SCORES), "confidence − accuracy": mean(LONG_CIFAR, "overconfidence"),
         "runs": where(LONG_CIFAR)}, range(5)),
@@ -453,19 +520,25 @@ TABLES = {
     "swept": lambda: changes({f"ADELLO for {label}": (SWEPT.format("adello"), SWEPT.format(m))
                               for label, m in FOUR.items()}, range(3)),
     "undone": lambda: changes(UNDONE, PAIRED),
+    "as-shipped": lambda: changes(AS_SHIPPED, PAIRED),
     "noise": lambda: table("noise; seeds 100, 101", NOISES, {
         shift: mean(SHAPES.format("{}", shift), *SCORES) for shift in ("reversed", "consistent")}, (100, 101)),
     "noise-longer": lambda: table("noise; seed 100", NOISES, {
         "reversed, 4,500 steps": mean(LONG, *SCORES), "runs": where(LONG)}, (100,)),
+    "cifar-network": lambda: table("ADELLO, reversed; seed 100", {"WRN-10-1, 4,000 steps": CIFAR.format(
+        "adello", "reversed"), "WRN-16-1, 2,200 steps": CIFAR.format("wrn-16-1-adello", "reversed")}, {
+        "balanced accuracy, ECE": mean("{}", *SCORES), "runs": where("{}")}, (100,)),
     "cifar": lambda: by_shift(CIFAR, FOUR, range(3), shifts=SHIFTS[::2]),
     "cifar-against": lambda: against(CIFAR, FOUR, PAIRED, SHIFTS[::2]),
     "cifar-closer": lambda: closer(CIFAR, FOUR, range(3)),
     "cifar-estimate": lambda: by_shift(CIFAR, FOUR, range(3), "KL(Q‖Q̂)", ["kl_q_qhat"], SHIFTS[::2]),
     "wrn-28-2": lambda: table("WRN-28-2, reversed, seed 0", FOUR, {
         "balanced accuracy, ECE": mean(WRN, *SCORES), "KL(Q‖Q̂)": mean(WRN, "kl_q_qhat"), "runs": where(WRN)}, (0,)),
+    "codes": lambda: authors.table(rows_of("runs.csv", "codes-*")),
     "steps": steps,
     "speed": speed,
     "speed-short": lambda: speed(["step", "ratio"]),
+    "speed-fp32": lambda: speed(["step", "conventional", "ratio"], "benchmark-fp32.txt"),
     **{name: functools.partial(published, name)
        for name in ("CIFAR-10-LT", "CIFAR-100-LT", "STL-10-LT", "ImageNet-127")}}
 
@@ -473,12 +546,13 @@ PICTURES = {  # name: the patterns and seeds of its groups of runs
     "reliability": ([SHAPES.format(m, "reversed") for m in FOUR.values()], range(5)),
     "fig3": ([SHAPES.format("adello", shift) for shift in SHIFTS[::-1]], range(5)),
     "sweep": ([SHAPES.format(m, name) for m in FOUR.values() for name in SWEEP.values()], range(3)),
-    "calibration": ([SHAPES.format(m, "consistent") for m in PLOT.values()], range(3))}
+    "calibration": ([SHAPES.format(m, "consistent") for m in DRAWN.values()], range(3))}
 
 
 # ----------------------------------------------------------------------------------- pages, pictures
 
-NUMBER = r"\d+ of \d+|\d+\.\d+"
+NUMBER = r"\d+ of \d+|\d+\.\d+ ± \d+\.\d+|\d+\.\d+"
+NO_SENTENCE = r"```.*?```|`[^`]*`|\]\([^)]*\)|(?:arXiv|Python|PyTorch) [\d.]+"
 
 
 def page_with(text, different):
@@ -492,12 +566,37 @@ def page_with(text, different):
             different.append(f"table {name} is not as the files have it")
         return f"<!-- table: {name} -->\n\n{new}\n"
     text = re.sub(r"^<!-- table: (\S+) -->\n(?:\n((?:\|.*\n)+))?", made, text, flags=re.MULTILINE)
-    sentences = re.sub(r"```.*?```|`[^`]*`|^\|.*?$|\]\([^)]*\)|(arXiv|Python|PyTorch) [\d.]+", "", text,
-                       flags=re.DOTALL | re.MULTILINE)
-    tables = set(re.findall(NUMBER, "\n".join(re.findall(r"^\|.*$", text, flags=re.MULTILINE))))
-    different += [f"{number} in a sentence stands in no table of its page"
-                  for number in re.findall(NUMBER, sentences) if number not in tables]
+    different += without_a_table(text)
     return text
+
+
+def without_a_table(text):
+    """What sentences say and no table of their section, or of one named in the same paragraph, bears out; lines."""
+    level, title = 0, ""
+    sections = [(level, title, [])]
+    for line in re.sub(NO_SENTENCE, "", text, flags=re.DOTALL).splitlines():
+        if line.startswith("#"):
+            marks, _, title = line.partition(" ")
+            sections.append((len(marks), title, []))
+        else:
+            sections[-1][2].append(line)
+    tables = {}                                # the numbers of a section and of those below it, but for the page's
+    for i, (level, title, _) in enumerate(sections):
+        below = itertools.takewhile(lambda section: section[0] > level > 1, sections[i + 1:])
+        cells = "\n".join(line for _, _, lines in (sections[i], *below) for line in lines if line.startswith("|"))
+        tables[title] = {*re.findall(NUMBER, cells), *re.findall(r"\d+\.\d+", cells)}
+    lines = []
+    for _, title, of_section in sections:
+        prose = "\n".join(line for line in of_section if not line.startswith("|"))
+        for paragraph in re.split(r"\n\n+|\n(?=- |\d+\. )", prose):
+            paragraph = " ".join(paragraph.split())
+            named = re.findall(r'"([^"]+)"', paragraph)
+            held = set().union(*(tables.get(name, ()) for name in (title, *named)))
+            lines += [f"{number} in a sentence stands in no table of its section ({title})"
+                      for number in re.findall(NUMBER, paragraph) if number not in held]
+            lines += [f'"{name}" ({title}) is no section of this page'
+                      for name in re.findall(r'\("([^"]+)"', paragraph) if name not in tables]
+    return lines
 
 
 def groups_of(name):
@@ -506,6 +605,19 @@ def groups_of(name):
     groups = [group for group in (finished(pattern, seeds) for pattern in patterns) if group]
     held = repr([(run.directory.name, run.result, run.log) for group in groups for run in group])
     return groups, f"runs {zlib.crc32(held.encode()):08x}"
+
+
+def borne_out(result):
+    """Figures of a result that follow from its bins and vectors, to the precision of float32."""
+    gaps = [share * abs(accuracy - confidence) for share, accuracy, confidence in result["reliability"]]
+    present = [accuracy for accuracy in result["per_class_accuracy"] if accuracy is not None]
+    found = {"ece": sum(gaps), "balanced_accuracy": statistics.mean(present)}
+    if result["q_hat"]:
+        q_hat = torch.tensor(result["q_hat"], dtype=torch.float64)
+        found["kl_uniform_qhat"] = kl_divergence(uniform(len(q_hat), dtype=torch.float64), q_hat).item()
+        if result["q_true"]:
+            found["kl_q_qhat"] = kl_divergence(torch.tensor(result["q_true"], dtype=torch.float64), q_hat).item()
+    return found
 
 
 def disagreements():
@@ -519,6 +631,9 @@ def disagreements():
                       for key, cell in row.items() if cell != text_of(made.get(key))]
         different += [f"{run.directory}: {key} in runs.csv is {run.result[key]}, at the end of the log {value}"
                       for key, value in run.log[-1].items() if run.result.get(key, value) not in (value, None)]
+        different += [f"{run.directory}: {key} in runs.csv is {run.result[key]}, by its bins and vectors {value}"
+                      for key, value in borne_out(run.result).items()
+                      if not math.isclose(run.result[key], value, rel_tol=1e-5, abs_tol=1e-6)]
     for name in PICTURES:
         path = RESULTS.parent / f"{name}.png"
         if not path.exists() or groups_of(name)[1].encode() not in path.read_bytes():
@@ -546,6 +661,9 @@ def write():
 def main(arguments):
     """The command line. Returns the exit status."""
     what, *directories = arguments or [""]
+    if what in ("-h", "--help"):
+        print(__doc__)
+        return 0
     try:
         if what == "collect" and directories:
             collect(directories)

@@ -9,7 +9,6 @@ same bits, or to say in one line why not. The first that does not ends the soak 
 
 import argparse
 import collections
-import csv
 import hashlib
 import io
 import itertools
@@ -33,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train
+from conftest import assert_same, state_of, stopping_after
 from losses import METHODS
 
 
@@ -64,32 +64,6 @@ def sealed(content):
     return content + hashlib.sha256(content).digest()
 
 
-def state_of(directory):
-    """What has to be the same to the bit: the checkpoint and the files that are made from it."""
-    with open(directory / "log.csv", newline="", encoding="utf-8") as file:
-        log = list(csv.DictReader(file))
-    return {"checkpoint": train.read_checkpoint(directory / "checkpoint.pt"), "log": log,
-            **{name: json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-               for name in ("config", "result")}}
-
-
-def assert_same(first, second, where=""):
-    """Equal to the bit through nested dicts and lists, but for the seconds and the directory."""
-    assert type(first) is type(second), where
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first.keys() - {"seconds", "out"}:
-            assert_same(first[key], second[key], f"{where}/{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), where
-        for i, (one, other) in enumerate(zip(first, second)):
-            assert_same(one, other, f"{where}/{i}")
-    else:
-        assert first == second or first != first and second != second, (where, first, second)
-
-
 def random_arguments(seed, folder):
     """A command line: sensible values, their edges, and one value in twenty beyond them."""
     draw = random.Random(seed)
@@ -115,12 +89,12 @@ def random_arguments(seed, folder):
             *(str(part) for pair in chosen.items() for part in pair)]
 
 
-def quietly(arguments, **hooks):
+def quietly(arguments, kind=train.Run):
     """train.main without its output. Returns the exit status and the lines on stderr."""
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     err = io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        status = train.main(list(map(str, arguments)), **hooks)
+        status = train.main(list(map(str, arguments)), kind)
     return status, err.getvalue().splitlines()
 
 
@@ -128,6 +102,7 @@ def check(seed, folder, directory):
     """Run one setting in the current directory. Returns "trained", "refused" or "stopped"."""
     arguments = random_arguments(seed, folder)
     status, told = quietly(arguments)
+    told = [line for line in told if not line.startswith("note: ")]
     command = " ".join(arguments)
     if status == 0:
         result = json.loads((directory / f"run{seed}" / "result.json").read_text(encoding="utf-8"))
@@ -136,7 +111,6 @@ def check(seed, folder, directory):
         return "trained"
     assert status in (1, 2) and len(told) == 1 and told[0].startswith("error: "), (command, told)
     if status == 2:
-        assert not (directory / f"run{seed}").exists(), command
         return "refused"
     assert "finite" in told[0] and "--lr" in told[0], (command, told)
     return "stopped"
@@ -193,19 +167,23 @@ def kills(draw, root, folder, whole):
 
 
 def writes(draw, root, folder, whole):
-    """One run, its process ended in the middle of a write and between a write and its renaming."""
-    directory = root / "cut"
-    for call in ("fsync", "replace"):
-        # the n-th call ends the process, the ones before it do their work
-        n = draw.randrange(60)
-        inside = (f"import os, itertools; real = os.{call}; calls = itertools.count(); "
-                  f"os.{call} = lambda *a: os._exit(9) if next(calls) == {n} else real(*a)")
+    """A run, its process ended between a write and its renaming, and another, ended in the middle of a write."""
+    for part in (1, 0.5):
+        directory = root / f"cut{part}"
+        n = draw.randrange(whole["replacements"])  # the ones before the n-th do their work
+        inside = (f"import os, itertools; real = os.replace; calls = itertools.count()\n"
+                  f"def cut(source, target):\n"
+                  f"    if next(calls) == {n}:\n"
+                  f"        os.truncate(source, int({part} * os.path.getsize(source)))\n"
+                  f"        os._exit(9)\n"
+                  f"    real(source, target)\n"
+                  f"os.replace = cut")
         process = start(*RUN, folder, "--out", directory, inside=inside)
-        assert process.wait() in (0, 9), process.stderr.read()
-    status, told = quietly([*RUN, folder, "--out", directory])
-    assert status == 0, told
-    assert_same(whole["long"], state_of(directory))
-    assert not list(directory.glob("*.tmp"))
+        assert process.wait() == 9, (n, process.stderr.read())
+        status, told = quietly([*RUN, folder, "--out", directory])
+        assert status == 0, told
+        assert_same(whole["long"], state_of(directory))
+        assert not list(directory.glob("*.tmp"))
     return 2
 
 
@@ -282,12 +260,6 @@ def settings(draw, root, folder, whole):
 KINDS = {kind.__name__: kind for kind in (kills, writes, flips, exports, data, settings)}
 
 
-def stop_after_four(run, *batch):
-    if run.step == 4:
-        raise KeyboardInterrupt
-    return train.train_step(run, *batch)
-
-
 def soak(kinds, minutes, seed):
     """Each kind in its turn until the time is over."""
     draw = random.Random(seed)
@@ -297,10 +269,15 @@ def soak(kinds, minutes, seed):
         os.chdir(temporary)
         root = Path(temporary).resolve()
         folder = make_folder(root / "folder")
+        replace = os.replace
+        replaced = []
+        os.replace = lambda *places: replaced.append(places) or replace(*places)
         assert quietly([*RUN, folder, "--out", root / "long"])[0] == 0
+        os.replace = replace
+        assert replaced, "a run renames no file: kills inside a write would test nothing"
         assert quietly([*RUN, folder, *SHORT, "--out", root / "short"])[0] == 0
-        assert quietly([*RUN, folder, *SHORT, "--out", root / "stopped"], step=stop_after_four)[0] == 130
-        whole = {name: state_of(root / name) for name in ("long", "short")}
+        assert quietly([*RUN, folder, *SHORT, "--out", root / "stopped"], stopping_after(4))[0] == 130
+        whole = {name: state_of(root / name) for name in ("long", "short")} | {"replacements": len(replaced)}
         kept = set(os.listdir(root))
         for kind in itertools.cycle(kinds):
             if time.monotonic() > end:

@@ -1,5 +1,6 @@
 """baselines.py: each method's equations, runs that continue to the bit, what is done to a finished run."""
 
+import io
 import math
 from pathlib import Path
 
@@ -7,28 +8,22 @@ import pytest
 import torch
 
 import baselines
-import baselines_abc
-import baselines_cossl
-import baselines_crest
-import baselines_darp
-import baselines_debiaspl
-import baselines_fixmatch
-import baselines_posthoc
+import data
 import evaluate
 import models
 import train
-from conftest import SMALL, SPLIT
+from conftest import assert_same
+from methods import abc, cossl, crest, darp, debiaspl, fixmatch, posthoc
 from priors import kl_divergence
+from soak import sealed
 
 DRAW = torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
-def options(image_folder, tmp_path, monkeypatch):
-    """train.py's options for six steps on the small folder, in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-    return ["--dataset", "folder", "--data-dir", str(image_folder), *SPLIT, *SMALL, "--precision", "fp32",
-            "--threshold", "0.4", "--device", "cpu"]
+def options(options):
+    """The options of a small run, at a threshold that some predictions reach."""
+    return [*options, "--threshold", "0.4"]
 
 
 def config_of(options, variant=None):
@@ -47,22 +42,6 @@ def network_of(directory, num_classes=3):
     return model
 
 
-def assert_same_state(one, two):
-    """Two checkpoints are equal to the bit, but for directory and seconds."""
-    if isinstance(one, dict):
-        assert one.keys() == two.keys()
-        for name in one.keys() - {"seconds", "out"}:
-            assert_same_state(one[name], two[name])
-    elif isinstance(one, list):
-        assert len(one) == len(two)
-        for a, b in zip(one, two):
-            assert_same_state(a, b)
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, two)
-    else:
-        assert one == two or (one != one and two != two)
-
-
 # -------------------------------------------------------------------------------------------- DARP
 
 def predictions(counts, sharpness=3.0):
@@ -75,34 +54,34 @@ def predictions(counts, sharpness=3.0):
 @pytest.mark.parametrize("counts", [[100, 60, 40], [10, 50, 140], [66, 67, 67]])
 def test_refined_rows_sum_to_one_and_columns_to_the_target_counts(counts):
     probs, _ = predictions([80, 70, 50])
-    refined = baselines_darp.refine(probs, torch.tensor(counts))
+    refined = darp.refine(probs, torch.tensor(counts))
     torch.testing.assert_close(refined.sum(1), torch.ones(200), atol=1e-5, rtol=0)
     torch.testing.assert_close(refined.sum(0), torch.tensor(counts).float(), atol=0, rtol=1e-3)
 
 
 def test_a_matrix_that_fits_already_stays_nearly_as_it_is():
     probs, _ = predictions([80, 70, 50], sharpness=12.0)
-    assert (baselines_darp.refine(probs, probs.sum(0)) - probs).abs().max() < 0.02
+    assert (darp.refine(probs, probs.sum(0)) - probs).abs().max() < 0.02
 
 
 def test_rows_of_equal_doubt_keep_their_order_within_a_column():
     p = torch.linspace(0.05, 0.45, 40)
     probs = torch.cat([torch.stack([p, 1 - p], 1), torch.stack([1 - p, p], 1)])
-    refined = baselines_darp.refine(probs, torch.tensor([50, 30]), alpha=10.0)
+    refined = darp.refine(probs, torch.tensor([50, 30]), alpha=10.0)
     assert (refined[:40, 0].diff() >= -1e-6).all()
     assert (refined[40:, 0].diff() <= 1e-6).all()
 
 
 def test_a_class_without_images_gets_none():
     probs, _ = predictions([80, 70, 50])
-    refined = baselines_darp.refine(probs, torch.tensor([120, 80, 0]))
+    refined = darp.refine(probs, torch.tensor([120, 80, 0]))
     assert refined.isfinite().all()
     assert refined[:, 2].sum() < 0.5
 
 
 def test_one_hot_predictions_that_fit_keep_their_labels():
     labels = torch.arange(90) % 3
-    refined = baselines_darp.refine(torch.eye(3)[labels], torch.tensor([30, 30, 30]))
+    refined = darp.refine(torch.eye(3)[labels], torch.tensor([30, 30, 30]))
     assert torch.equal(refined.argmax(1), labels)
 
 
@@ -112,7 +91,7 @@ def test_the_true_prior_brings_the_labels_nearer_to_the_truth():
     biased = probs * torch.tensor([4.0, 1.0, 0.5])
     biased = biased / biased.sum(1, keepdim=True)
     true = torch.bincount(labels) / 200
-    refined = baselines_darp.refine(biased, 200 * true)
+    refined = darp.refine(biased, 200 * true)
 
     def distance(p):
         return kl_divergence(true, (torch.bincount(p.argmax(1), minlength=3) + 1e-3) / (len(p) + 3e-3)).item()
@@ -121,18 +100,16 @@ def test_the_true_prior_brings_the_labels_nearer_to_the_truth():
 
 
 def test_darp_keeps_the_last_prediction_of_every_image_of_a_step(options):
-    run = baselines_darp.prepare(config_of(options))
-    kept = run.extra["darp"].probs
+    run = darp.DARP(config_of(options))
+    kept = run.estimator.kept
     seen = set()
-
-    def watched(run, *batch):
+    while run.t < 6:
         before = kept.clone()
-        found = baselines_darp.step(run, *batch)
+        run.step(*run.batch())
         changed = (kept != before).any(dim=1).nonzero().squeeze(1).tolist()
-        assert changed == train.batch_indices(70, 16, run.step, 0, 1).unique().tolist()
+        assert changed == data.batch_indices(70, 16, run.t, 0, "unlabeled").unique().tolist()
         seen.update(changed)
-        return found
-    train.train(run, None, watched)
+        run.t += 1
     assert len(seen) == len(kept) == 70  # six steps of 16
 
 
@@ -141,52 +118,52 @@ def test_darp_keeps_the_last_prediction_of_every_image_of_a_step(options):
 @pytest.mark.parametrize("t, expected", [(1.0, [0.6, 0.3, 0.1]), (0.0, [1 / 3, 1 / 3, 1 / 3])])
 def test_alignment_at_t_1_gives_the_labeled_prior_and_at_t_0_the_uniform_one(t, expected):
     running = torch.tensor([0.2, 0.5, 0.3])
-    aligned = baselines_crest.align(running.expand(4, 3), torch.tensor([0.6, 0.3, 0.1]), running, t)
+    aligned = crest.align(running.expand(4, 3), torch.tensor([0.6, 0.3, 0.1]), running, t)
     torch.testing.assert_close(aligned.mean(0), torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_the_rarest_class_gives_all_and_the_largest_gamma_to_the_minus_third():
-    rates = baselines_crest.sampling_rates(torch.tensor([30, 100, 1, 10])).tolist()
+    rates = crest.sampling_rates(torch.tensor([30, 100, 1, 10])).tolist()
     assert rates == pytest.approx([100 ** (-2 / 9), 100 ** (-1 / 3), 1, 100 ** (-1 / 9)])
 
 
 def test_the_most_confident_of_each_class_are_taken():
     probs = torch.tensor([[.9, .1], [.6, .4], [.7, .3], [.8, .2], [.2, .8], [.4, .6]])
-    index, labels = baselines_crest.most_confident(probs, torch.tensor([8, 1]))  # rates 1/2 and 1
+    index, labels = crest.most_confident(probs, torch.tensor([8, 1]))  # rates 1/2 and 1
     assert index.tolist() == [0, 3, 4, 5]
     assert labels.tolist() == [0, 0, 1, 1]
 
 
 @pytest.fixture
-def crest(options, tmp_path):
+def two_generations(options, tmp_path):
     """The directory of a CReST+ run of two generations."""
     assert baselines.main(["crest", *options, "--generations", "2", "--out", "crest"]) == 0
     return tmp_path / "crest"
 
 
-def test_the_next_generation_holds_the_first_labeled_set_and_confident_images(crest, options):
+def test_the_next_generation_holds_the_first_labeled_set_and_confident_images(two_generations, options):
     config = config_of(options)
-    first = baselines_crest.prepare(config).sets
-    second = baselines_crest.prepare(config, crest / "generation0").sets
+    first = crest.CReST(config).sets
+    second = crest.CReST(config, two_generations / "generation0").sets
     assert len(first.labels) == 35 and len(first.unlabeled) == 35  # U without L
     assert torch.equal(second.labeled[:35], first.labeled)
     assert torch.equal(second.labels[:35], first.labels)
-    predicted = evaluate.predict(network_of(crest / "generation0"), second.labeled[35:], first.mean, first.std)
+    predicted = evaluate.predict(network_of(two_generations / "generation0"), second.labeled[35:], first.mean, first.std)
     assert len(predicted) > 0
     assert torch.equal(predicted.argmax(1), second.labels[35:])
 
 
-def test_a_stopped_crest_goes_on_from_its_last_generation(crest, options):
-    whole = train.read_checkpoint(crest / "checkpoint.pt")
+def test_a_stopped_crest_goes_on_from_its_last_generation(two_generations, options):
+    whole = train.read_checkpoint(two_generations / "checkpoint.pt")
     for name in ("result.json", "checkpoint.pt", "config.json", "log.csv"):
-        (crest / name).unlink()  # as after a kill before the first save of the last generation
-    first = (crest / "generation0/checkpoint.pt").read_bytes()
+        (two_generations / name).unlink()  # as after a kill before the first save of the last generation
+    first = (two_generations / "generation0/checkpoint.pt").read_bytes()
     assert baselines.main(["crest", *options, "--generations", "2", "--out", "crest"]) == 0
-    assert (crest / "generation0/checkpoint.pt").read_bytes() == first
-    assert_same_state(train.read_checkpoint(crest / "checkpoint.pt"), whole)
+    assert (two_generations / "generation0/checkpoint.pt").read_bytes() == first
+    assert_same(train.read_checkpoint(two_generations / "checkpoint.pt"), whole)
 
 
-def test_another_number_of_generations_is_another_run(crest, options, capsys):
+def test_another_number_of_generations_is_another_run(two_generations, options, capsys):
     assert baselines.main(["crest", *options, "--generations", "3", "--out", "crest"]) == 2
     assert "crest-generations2" in capsys.readouterr().err
 
@@ -199,7 +176,7 @@ def enhanced():
     others = torch.randn(400, 5, generator=DRAW)
     labels = torch.arange(400) % 2
     draws = torch.rand(400, 2, generator=DRAW)
-    return features, baselines_cossl.enhance(features, labels, others, torch.tensor([100, 20]), draws), labels, others
+    return features, cossl.enhance(features, labels, others, torch.tensor([100, 20]), draws), labels, others
 
 
 def test_the_largest_class_is_not_enhanced_and_no_gradient_reaches_the_features():
@@ -219,56 +196,54 @@ def test_a_fifth_of_the_largest_is_enhanced_in_four_of_five_cases_by_at_most_two
 def test_classes_are_drawn_equally_often():
     """Chi-square with two degrees of freedom: 13.8 has probability 0.001."""
     labels = torch.tensor([0] * 100 + [1] * 10 + [2] * 2)
-    index = baselines_fixmatch.balanced(labels, torch.bincount(labels), 3000, torch.Generator().manual_seed(1))
+    index = fixmatch.balanced(labels, torch.bincount(labels), 3000, torch.Generator().manual_seed(1))
     drawn = torch.bincount(labels[index])
     assert ((drawn - 1000.0) ** 2 / 1000).sum() < 13.8
 
 
 def test_cossl_evaluates_the_second_layer_on_the_features_of_the_ema_network(options):
-    run = baselines_cossl.prepare(config_of(options))
-    train.train(run, None, baselines_cossl.step)
-    second = run.extra["second"]
-    assert not torch.equal(second.weight, run.model.linear.weight)  # it has learned: 4 of 6 steps are the warm-up
-    logits = second(baselines_fixmatch.features(run.ema.model, run.sets, run.sets.test))
+    run = cossl.CoSSL(config_of(options))
+    train.train(run, None)
+    assert not torch.equal(run.second.weight, run.model.linear.weight)  # it has learned: 4 of 6 steps are the warm-up
+    images = data.normalize(run.sets.test, run.sets.mean, run.sets.std)
+    logits = run.second(fixmatch.features(run.ema.model, images))
     found = evaluate.predict(run.evaluated, run.sets.test, run.sets.mean, run.sets.std)
     torch.testing.assert_close(found, logits.detach(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name, dimension", [("wrn-10-1", 64), ("resnet50", 2048)])
-def test_another_last_layer_shares_all_the_rest(name, dimension):
+def test_features_are_what_the_last_layer_gets(name, dimension):
     model = models.build(name, 3).eval()
-    headless = baselines_fixmatch.with_last(model, torch.nn.Identity())
     images = torch.zeros(2, 3, 16, 16)
-    features = headless(images)
+    features = fixmatch.features(model, images)
     assert features.shape == (2, dimension)
-    torch.testing.assert_close(baselines_fixmatch.last(model)[1](features), model(images))
-    assert {id(p) for p in headless.parameters()} < {id(p) for p in model.parameters()}
+    torch.testing.assert_close(fixmatch.last(model)[1](features), model(images))
 
 
 # ------------------------------------------------------------------------------------------ DebiasPL
 
-def one_step(prepare, step, config):
+def one_step(kind, config):
     """A run after its first step, and what the step returned."""
-    run = prepare(config)
-    return run, step(run, *train.batch(run))
+    run = kind(config)
+    return run, run.step(*run.batch())
 
 
 def test_debiaspl_at_a_uniform_estimate_is_fixmatch(options):
     config = config_of([*options, "--prior-momentum", str(1 - 1e-9), "--threshold", "0.34"])
-    fixmatch, expected = one_step(train.setup, train.train_step, config)
-    debiaspl, found = one_step(train.setup, baselines_debiaspl.step, config)
+    plain, expected = one_step(train.Run, config)
+    run, found = one_step(debiaspl.DebiasPL, config)
     assert expected["mask_rate"] > 0
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(debiaspl.model.state_dict(), fixmatch.model.state_dict())
+    torch.testing.assert_close(run.model.state_dict(), plain.model.state_dict())
 
 
 def test_pseudo_labels_take_the_estimate_with_this_steps_predictions_and_the_loss_the_one_before(options):
     """Momentum 0: uniform before, which leaves the loss without a margin; the mean prediction after."""
     config = config_of([*options, "--prior-momentum", "0"])
-    run, found = one_step(train.setup, baselines_debiaspl.step, config)
-    fresh = train.setup(config)
-    labeled, _, unlabeled, _, draws = train.batch(fresh)
-    _, logits_weak, logits_strong = baselines_fixmatch.forward(fresh, labeled, unlabeled, draws)
+    run, found = one_step(debiaspl.DebiasPL, config)
+    fresh = train.Run(config)
+    labeled, _, unlabeled, _, draws = fresh.batch()
+    _, logits_weak, logits_strong = fixmatch.forward(fresh, labeled, unlabeled, draws)
     probs = logits_weak.softmax(1)
     debiased = probs / probs.mean(0).sqrt()
     confidence, pseudo_labels = (debiased / debiased.sum(1, keepdim=True)).max(1)
@@ -281,7 +256,7 @@ def test_debiasing_divides_by_the_root_of_the_estimate():
     probs, _ = predictions([5, 5, 5])
     p_hat = torch.tensor([0.7, 0.2, 0.1])
     expected = probs / p_hat.sqrt()
-    torch.testing.assert_close(baselines_debiaspl.debias(probs.log(), p_hat), expected / expected.sum(1, keepdim=True))
+    torch.testing.assert_close(debiaspl.debias(probs.log(), p_hat), expected / expected.sum(1, keepdim=True))
 
 
 def test_pseudo_labels_move_away_from_the_head_as_its_estimate_grows():
@@ -289,13 +264,13 @@ def test_pseudo_labels_move_away_from_the_head_as_its_estimate_grows():
     heads = []
     for head in (1 / 3, 0.6, 0.8, 0.95):
         p_hat = torch.tensor([head, (1 - head) / 2, (1 - head) / 2])
-        heads.append((baselines_debiaspl.debias(logits, p_hat).argmax(1) == 0).sum().item())
+        heads.append((debiaspl.debias(logits, p_hat).argmax(1) == 0).sum().item())
     assert heads == sorted(heads, reverse=True) and len(set(heads)) == 4
 
 
 def test_the_margin_on_the_strong_view_is_the_estimate_to_the_power_of_two_fifths():
     """Equal logits, pseudo-label 1 of estimate 0.1: its share is 0.1^0.4 of the sum."""
-    loss = baselines_debiaspl.marginal_loss(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]), torch.ones(1),
+    loss = debiaspl.marginal_loss(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]), torch.ones(1),
                                             torch.tensor([0.9, 0.1]))
     assert loss.item() == pytest.approx(-math.log(0.1 ** 0.4 / (0.9 ** 0.4 + 0.1 ** 0.4)), rel=1e-5)
 
@@ -307,7 +282,7 @@ def test_abcs_labeled_mask_keeps_as_many_of_each_class_as_the_smallest_has():
     counts = torch.tensor([500, 50, 5])
     labels = torch.arange(3).repeat_interleave(counts)
     draws = torch.rand(400, 555, generator=DRAW)
-    kept = torch.stack([baselines_abc.kept(labels, counts, 1.0, row) for row in draws])
+    kept = torch.stack([abc.kept(labels, counts, 1.0, row) for row in draws])
     for k in range(3):
         assert kept[:, labels == k].sum(1).mean().item() == pytest.approx(5, abs=4 * (5 / 400) ** 0.5)
 
@@ -316,7 +291,7 @@ def test_abcs_labeled_mask_keeps_as_many_of_each_class_as_the_smallest_has():
 def test_abcs_unlabeled_mask_falls_from_all_to_the_labeled_one(progress, expected):
     """A class ten times the smallest: 1 - t / T_max (1 - 1 / 10) of evenly spread draws are kept."""
     draws = (torch.arange(1000) + 0.5) / 1000
-    kept = baselines_abc.kept(torch.zeros(1000, dtype=torch.long), torch.tensor([50, 5]), progress, draws)
+    kept = abc.kept(torch.zeros(1000, dtype=torch.long), torch.tensor([50, 5]), progress, draws)
     assert kept.mean().item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -325,7 +300,7 @@ def test_an_unlabeled_image_is_kept_as_its_pseudo_label_of_the_second_head_says(
     """Halfway, of 20, 10 and 5 labeled images; 1,000 equal strong logits cost log 3 each, the labeled ones nothing."""
     sure = 100 * torch.eye(3)
     draws = torch.cat([torch.zeros(3), (torch.arange(1000) + 0.5) / 1000])
-    loss = baselines_abc.auxiliary_loss(sure, sure[[pseudo_label] * 1000], torch.zeros(1000, 3), torch.arange(3), 0.95,
+    loss = abc.auxiliary_loss(sure, sure[[pseudo_label] * 1000], torch.zeros(1000, 3), torch.arange(3), 0.95,
                                         torch.tensor([20, 10, 5]), 0.5, draws)
     assert loss.item() == pytest.approx(share * math.log(3), rel=1e-5)
 
@@ -333,35 +308,34 @@ def test_an_unlabeled_image_is_kept_as_its_pseudo_label_of_the_second_head_says(
 @pytest.mark.parametrize("step, all_kept", [(0, True), (6, False)])
 def test_abc_keeps_all_unlabeled_images_in_the_first_step_and_fewer_in_the_last(step, all_kept, options):
     """g says class 0 with probability e^0.2 / (e^0.2 + 2) of every image, the labeled ones add to the loss."""
-    run = baselines_abc.prepare(config_of([*options, "--threshold", "0.3"]))
+    run = abc.ABC(config_of([*options, "--threshold", "0.3"]))
     with torch.no_grad():
         run.model.linear.weight[3:] = 0
         run.model.linear.bias[3:] = torch.tensor([0.2, 0.0, 0.0])
-    run.step = step
-    loss = baselines_abc.step(run, *train.batch(run))["loss_abc"]
+    run.t = step
+    loss = run.step(*run.batch())["loss_abc"]
     assert (loss >= math.log(1 + 2 * math.exp(-0.2)) - 1e-5) == all_kept
 
 
 def test_abcs_first_head_starts_as_fixmatch_and_the_seconds_gradient_reaches_the_features(options):
     config = config_of(options)
-    fixmatch, expected = one_step(train.setup, train.train_step, config)
-    abc, found = one_step(baselines_abc.prepare, baselines_abc.step, config)
+    plain, expected = one_step(train.Run, config)
+    run, found = one_step(abc.ABC, config)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name])
     assert found["loss_abc"] > 0
-    before = train.setup(config).model.stem.weight
-    update = abc.model.stem.weight - before
-    plain = fixmatch.model.stem.weight - before
-    assert (update - plain).norm() > 0.1 * plain.norm()
+    before = train.Run(config).model.stem.weight
+    update = plain.model.stem.weight - before
+    assert (run.model.stem.weight - before - update).norm() > 0.1 * update.norm()
 
 
 def test_abcs_loss_without_imbalance_at_the_first_step_is_fixmatchs_of_the_second_head(options):
     """N_min = N_y and t = 0: every image is kept."""
     config = config_of([*options, "--imb", "1"])
-    _, found = one_step(baselines_abc.prepare, baselines_abc.step, config)
-    fresh = baselines_abc.prepare(config)
-    labeled, labels, unlabeled, _, draws = train.batch(fresh)
-    g_labeled, g_weak, g_strong = (f[:, 3:] for f in baselines_fixmatch.forward(fresh, labeled, unlabeled, draws))
+    _, found = one_step(abc.ABC, config)
+    fresh = abc.ABC(config)
+    labeled, labels, unlabeled, _, draws = fresh.batch()
+    g_labeled, g_weak, g_strong = (f[:, 3:] for f in fixmatch.forward(fresh, labeled, unlabeled, draws))
     confidence, pseudo_labels = g_weak.softmax(1).max(1)
     losses = torch.nn.functional.cross_entropy(g_strong, pseudo_labels, reduction="none") * (confidence >= 0.4)
     expected = torch.nn.functional.cross_entropy(g_labeled, labels) + losses.mean()
@@ -370,7 +344,7 @@ def test_abcs_loss_without_imbalance_at_the_first_step_is_fixmatchs_of_the_secon
 
 
 def test_abc_evaluates_the_second_head(options):
-    run = baselines_abc.prepare(config_of(options))
+    run = abc.ABC(config_of(options))
     bias = run.ema.model.linear.bias.data
     bias[0] = 100.0  # class 0 of f
     bias[3 + 1] = 50.0  # class 1 of g
@@ -383,19 +357,20 @@ def test_abc_evaluates_the_second_head(options):
 
 @pytest.mark.parametrize("name", baselines.TRAINED)
 def test_a_killed_run_goes_on_to_the_bit(name, options, tmp_path):
-    prepare, step = baselines.TRAINED[name]
+    kind = baselines.TRAINED[name]
     options = [*options, "--eval-every", "1", "--method", "fixmatch"]
 
-    def killed(run, *batch):
-        if run.step == 5:
-            raise KeyboardInterrupt
-        return step(run, *batch)
-    assert train.main([*options, "--out", "whole"], name, prepare, step) == 0
-    assert train.main([*options, "--out", "part"], name, prepare, killed) == 130
-    assert train.read_checkpoint(tmp_path / "part/checkpoint.pt")["step"] == 5
-    assert train.main([*options, "--out", "part"], name, prepare, step) == 0
+    class Killed(kind):
+        def batch(self):
+            if self.t == 5:
+                raise KeyboardInterrupt
+            return super().batch()
+    assert train.main([*options, "--out", "whole"], kind, name) == 0
+    assert train.main([*options, "--out", "part"], Killed, name) == 130
+    assert train.read_checkpoint(tmp_path / "part/checkpoint.pt")["t"] == 5
+    assert train.main([*options, "--out", "part"], kind, name) == 0
     whole, part = (train.read_checkpoint(tmp_path / out / "checkpoint.pt") for out in ("whole", "part"))
-    assert_same_state(part, whole)
+    assert_same(part, whole)
 
 
 @pytest.mark.parametrize("name", baselines.TRAINED)
@@ -412,35 +387,35 @@ def test_a_run_has_a_directory_of_its_name_and_the_table_reads_it(name, options,
 # ------------------------------------------------------------------------------------ on a finished run
 
 @pytest.fixture
-def fixmatch(options):
+def finished(options):
     """The directory of a finished FixMatch run."""
     assert train.main([*options, "--method", "fixmatch", "--out", "runs/fixmatch-s0"]) == 0
     return Path("runs/fixmatch-s0")
 
 
-def test_crt_leaves_the_run_and_its_features_as_they_are(fixmatch):
-    before = {file.name: file.read_bytes() for file in fixmatch.iterdir()}
-    assert applied("crt", fixmatch)
-    assert {file.name: file.read_bytes() for file in fixmatch.iterdir()} == before
-    old = network_of(fixmatch).state_dict()
+def test_crt_leaves_the_run_and_its_features_as_they_are(finished):
+    before = {file.name: file.read_bytes() for file in finished.iterdir()}
+    assert applied("crt", finished)
+    assert {file.name: file.read_bytes() for file in finished.iterdir()} == before
+    old = network_of(finished).state_dict()
     new = network_of("runs/fixmatch+crt-s0").state_dict()
     assert [name for name in old if not torch.equal(old[name], new[name])] == ["linear.weight", "linear.bias"]
 
 
-def test_crts_figures_are_those_of_its_network(fixmatch):
-    assert applied("crt", fixmatch)
+def test_crts_figures_are_those_of_its_network(finished):
+    assert applied("crt", finished)
     run = evaluate.read_run("runs/fixmatch+crt-s0")
-    config = train.Config(**train.read_checkpoint(fixmatch / "checkpoint.pt")["config"])
-    sets = train.setup(config).sets
+    config = train.Config(**train.read_checkpoint(finished / "checkpoint.pt")["config"])
+    sets = train.Run(config).sets
     logits = evaluate.predict(network_of(run.directory), sets.test, sets.mean, sets.std)
     assert run.result["nll"] == pytest.approx(torch.nn.functional.cross_entropy(logits, sets.test_labels).item())
 
 
-def test_la_divides_the_likelihood_by_the_labeled_prior(fixmatch):
-    assert applied("la", fixmatch)
-    config = train.Config(**train.read_checkpoint(fixmatch / "checkpoint.pt")["config"])
-    sets = train.setup(config).sets
-    posterior = evaluate.predict(network_of(fixmatch), sets.test, sets.mean, sets.std).softmax(1)
+def test_la_divides_the_likelihood_by_the_labeled_prior(finished):
+    assert applied("la", finished)
+    config = train.Config(**train.read_checkpoint(finished / "checkpoint.pt")["config"])
+    sets = train.Run(config).sets
+    posterior = evaluate.predict(network_of(finished), sets.test, sets.mean, sets.std).softmax(1)
     likelihood = posterior / torch.tensor([20, 10, 5])  # of the labeled classes, N1 20 and gamma 4
     expected = [(likelihood[sets.test_labels == k].argmax(1) == k).double().mean().item() for k in range(3)]
     run = evaluate.read_run("runs/fixmatch+la-s0")
@@ -448,8 +423,8 @@ def test_la_divides_the_likelihood_by_the_labeled_prior(fixmatch):
     assert run.log[-1]["balanced_accuracy"] == pytest.approx(sum(expected) / 3)
 
 
-def test_each_is_a_row_of_its_own_in_the_table(fixmatch, capsys):
-    assert applied("crt", fixmatch) and applied("la", fixmatch)
+def test_each_is_a_row_of_its_own_in_the_table(finished, capsys):
+    assert applied("crt", finished) and applied("la", finished)
     capsys.readouterr()
     assert evaluate.main([f"runs/fixmatch{end}-s0" for end in ("", "+crt", "+la")]) == 0
     lines = capsys.readouterr().out.splitlines()[2:5]
@@ -464,13 +439,13 @@ def test_each_is_a_row_of_its_own_in_the_table(fixmatch, capsys):
     ("fixmatch/run", "fixmatch", "fixmatch/run+la"),
     ("run/", "fixmatch", "run+la")])
 def test_the_new_name_stands_at_the_methods_place_in_the_last_part_of_the_path(directory, base, expected):
-    assert baselines_posthoc.place(directory, base, "la") == Path(expected)
+    assert posthoc.place(directory, base, "la") == Path(expected)
 
 
 def test_la_takes_the_network_that_the_method_evaluates(options):
     """ABC: the second head."""
     assert baselines.main(["abc", *options, "--out", "abc"]) == 0 and applied("la", "abc")
-    run, _ = baselines_posthoc.restored("abc", "cpu", baselines.prepare_of)
+    run, _ = posthoc.restored("abc", "cpu", baselines.kind_of)
     sets = run.sets
     second = evaluate.predict(run.ema.model, sets.test, sets.mean, sets.std)[:, 3:]
     logits = second - torch.tensor([20 / 35, 10 / 35, 5 / 35]).log()
@@ -478,19 +453,19 @@ def test_la_takes_the_network_that_the_method_evaluates(options):
     assert found == pytest.approx(torch.nn.functional.cross_entropy(logits, sets.test_labels).item())
 
 
-def test_crt_on_crest_learns_from_true_labels_alone(crest):
-    run, _ = baselines_posthoc.restored(crest, "cpu", baselines.prepare_of)
+def test_crt_on_crest_learns_from_true_labels_alone(two_generations):
+    run, _ = posthoc.restored(two_generations, "cpu", baselines.kind_of)
     assert len(run.sets.labels) > 35
     run.sets.labels[35:] = 99  # no class: a pseudo-label would be an error
-    baselines_posthoc.crt(run)
+    posthoc.crt(run)
 
 
-def test_la_on_crest_takes_the_prior_of_the_enlarged_labeled_set(crest):
+def test_la_on_crest_takes_the_prior_of_the_enlarged_labeled_set(two_generations):
     assert applied("la", "crest")
-    run, _ = baselines_posthoc.restored(crest, "cpu", baselines.prepare_of)
+    run, _ = posthoc.restored(two_generations, "cpu", baselines.kind_of)
     sets = run.sets
     prior = torch.bincount(sets.labels) / len(sets.labels)
-    logits = evaluate.predict(network_of(crest), sets.test, sets.mean, sets.std) - prior.log()
+    logits = evaluate.predict(network_of(two_generations), sets.test, sets.mean, sets.std) - prior.log()
     found = evaluate.read_run("crest+la").result["nll"]
     assert found == pytest.approx(torch.nn.functional.cross_entropy(logits, sets.test_labels).item())
 
@@ -509,14 +484,31 @@ def test_a_mistake_is_one_line_and_status_2(arguments, reason, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_method_cannot_be_applied_to_what_it_made(fixmatch, capsys):
-    assert applied("crt", fixmatch)
+def test_a_method_cannot_be_applied_to_what_it_made(finished, capsys):
+    assert applied("crt", finished)
     assert baselines.main(["la", "runs/fixmatch+crt-s0"]) == 2
     assert "is a run of fixmatch+crt" in capsys.readouterr().err
 
 
-def test_another_run_is_not_written_over(fixmatch, options, capsys):
+def test_another_run_is_not_written_over(finished, options, capsys):
     assert baselines.main(["darp", *options, "--out", "runs/fixmatch+la-s0"]) == 0
-    assert baselines.main(["la", str(fixmatch)]) == 2
+    assert baselines.main(["la", str(finished)]) == 2
     assert "holds another run" in capsys.readouterr().err
     assert evaluate.read_run("runs/fixmatch+la-s0").config["variant"] == "darp"
+
+
+@pytest.mark.parametrize("change, reason", [
+    (lambda state: state["config"].update(unheard_of=1), "another code"),
+    (lambda state: state.pop("ema"), "no run's checkpoint"), (lambda state: state["model"].popitem(), "another code"),
+    (lambda state: state.pop("rows"), "no run's checkpoint"), (lambda state: state.update(config=5), "another code"),
+    (lambda state: state.update(result=None), "no checkpoint of a finished run")])
+def test_a_checkpoint_of_another_code_or_of_a_run_that_is_not_finished_is_one_line(change, reason, finished, capsys):
+    state = train.read_checkpoint(finished / "checkpoint.pt")
+    change(state)
+    file = io.BytesIO()
+    torch.save(state, file)
+    (finished / "checkpoint.pt").write_bytes(sealed(file.getvalue()))
+    capsys.readouterr()
+    assert not applied("la", finished)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and reason in error

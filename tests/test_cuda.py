@@ -1,26 +1,26 @@
 """Commands with `--device cuda` on a GPU that is not there (fake_cuda.py): devices, dtypes and waits, no numbers."""
 
 import contextlib
-import json
 
 import pytest
 import torch
 
+import adapter
 import baselines
 import data
 import fake_cuda
 import train
+from conftest import SMALL, SPLIT, raises, result_of, stopping_after
 from losses import METHODS
 
 CAPABILITIES = {"H100": (9, 0), "T4": (7, 5)}
-FOLDER = "--dataset folder --n1 20 --m1 20 --imb 4 --image-size 16 --batch-size 8 --model wrn-10-1".split()
 CUDA = "--device cuda --compile off --steps 2 --eval-every 1 --warmup-steps 1".split()
 
 
 @pytest.fixture
 def command(image_folder, tmp_path):
     """What all commands here have in common; the run is in tmp_path/run."""
-    return [*FOLDER, "--data-dir", str(image_folder), *CUDA, "--out", str(tmp_path / "run")]
+    return ["--dataset", "folder", "--data-dir", str(image_folder), *SPLIT, *SMALL, *CUDA, "--out", str(tmp_path / "run")]
 
 
 @pytest.fixture
@@ -29,22 +29,11 @@ def cheap_views(monkeypatch):
     monkeypatch.setattr(data, "strong", lambda images, draws: data.weak(images, draws[:, :3]))
 
 
-def interrupted(function):
-    """A part of a step that Ctrl-C meets at t = 1, after the first evaluation and its checkpoint."""
-    def stopped(run, *rest):
-        if run.step == 1:
-            raise KeyboardInterrupt
-        return function(run, *rest)
-    return stopped
-
-
-def result_of(directory):
-    return json.loads((directory / "result.json").read_text(encoding="utf-8"))
-
-
 def in_steps(gpu):
-    """The waits of the steady state: of getting a batch and of a step."""
-    return {line: n for (functions, line), n in gpu.waits.items() if {"batch", "step", "train_step"} & set(functions)}
+    """The waits of the steady state, of getting a batch and of a step, which go by these names."""
+    assert gpu.sending & adapter.BATCH, f"no batch was sent to the GPU from {adapter.BATCH}: is it called otherwise?"
+    assert gpu.updating & adapter.STEP, f"no optimiser's step came from {adapter.STEP}: is it called otherwise?"
+    return {line: n for (functions, line), n in gpu.waits.items() if (adapter.BATCH | adapter.STEP) & set(functions)}
 
 
 @pytest.mark.parametrize("name", CAPABILITIES)
@@ -53,7 +42,7 @@ def test_a_command_is_interrupted_goes_on_and_ends_with_a_result(method, name, c
                                                                  monkeypatch, capsys):
     command += ["--method", method]
     with fake_cuda.gpu(monkeypatch, CAPABILITIES[name]) as gpu:
-        assert train.main(command, step=interrupted(train.train_step)) == 130
+        assert train.main(command, stopping_after(1)) == 130
         assert train.main(command) == 0
     assert "from step 1;" in capsys.readouterr().out
     assert result_of(tmp_path / "run")["step"] == 2
@@ -65,7 +54,7 @@ def test_a_command_is_interrupted_goes_on_and_ends_with_a_result(method, name, c
 def test_the_host_waits_in_no_step_of_a_whole_forward_pass(model, size, name, command, monkeypatch):
     command += ["--model", model, "--image-size", str(size), "--steps", "1", "--warmup-steps", "0"]
     with fake_cuda.gpu(monkeypatch, CAPABILITIES[name]) as gpu:
-        run = train.setup(train.parse(command)[0])
+        run = train.Run(train.parse(command)[0])
         assert train.train(run, None)["step"] == 1
     assert in_steps(gpu) == {}
 
@@ -73,9 +62,10 @@ def test_the_host_waits_in_no_step_of_a_whole_forward_pass(model, size, name, co
 @pytest.mark.parametrize("name", [*baselines.TRAINED, "crest"])
 def test_a_baseline_is_interrupted_goes_on_and_ends_with_a_result(name, command, cheap_views, tmp_path, monkeypatch):
     command = [name, *command, *["--generations", "2"] * (name == "crest")]
+    update = train.Run.update
     with fake_cuda.gpu(monkeypatch) as gpu:
         with monkeypatch.context() as patch:
-            patch.setattr(train, "update", interrupted(train.update))
+            patch.setattr(train.Run, "update", lambda run, loss: raises(KeyboardInterrupt) if run.t == 1 else update(run, loss))
             assert baselines.main(command) == 130
         assert baselines.main(command) == 0
     assert result_of(tmp_path / "run")["step"] == 2
@@ -124,6 +114,27 @@ def test_a_wait_is_counted(waiting, monkeypatch):
         assert not gpu.waits
         waiting(x)
     assert gpu.waits
+
+
+@pytest.mark.parametrize("place, counts", [
+    ("train.py", True), ("tests/method.py", True), ("tests/methods/deep/method.py", True),
+    (".venv/lib/python3/site-packages/package.py", False), ("../elsewhere/train.py", False)])
+def test_a_wait_is_counted_in_whatever_file_of_the_project_it_is(place, counts, monkeypatch):
+    """Elsewhere it is this file's, which calls it."""
+    names = {}
+    exec(compile("def step(x):\n    return float(x.sum())", str(fake_cuda.ROOT / place), "exec"), names)
+    with fake_cuda.gpu(monkeypatch) as gpu:
+        names["step"](torch.zeros(3, device="cuda:0"))
+    (functions, _), = gpu.waits
+    assert (functions[0] == "step") == counts
+
+
+def test_a_step_under_another_name_is_not_taken_for_one_that_does_not_wait(monkeypatch):
+    """The list of waits is empty, too, where nothing has been looked at."""
+    with fake_cuda.gpu(monkeypatch) as gpu:
+        torch.zeros(3, device="cuda:0").sum().item()
+    with pytest.raises(AssertionError, match="called otherwise"):
+        in_steps(gpu)
 
 
 def test_what_does_not_wait_is_not_counted(monkeypatch):

@@ -1,10 +1,10 @@
 """data.py: the paper's counts and splits, the loaders, and every operation against PIL."""
 
-import functools
 import itertools
 import json
 import math
 import pickle
+import types
 from collections import Counter
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
+from conftest import load, small_sets
 from pil_operations import PIL_OPERATIONS
 from priors import kl_divergence, uniform
 
@@ -81,11 +82,11 @@ def test_the_same_seed_gives_the_same_split_and_another_another():
     assert not torch.equal(first[0], other[0]) and not torch.equal(first[1], other[1])
 
 
-def test_a_split_that_asks_too_much_names_the_class_and_what_is_left():
-    with pytest.raises(ValueError, match="class 1 has 10 images, not enough for 8 .* labeled, 3 unlabeled"):
+def test_a_split_that_asks_too_much_names_the_class_what_there_is_and_the_options():
+    with pytest.raises(ValueError, match="class 1 has 10 images, not enough for 8 labeled and 3 unlabeled; see --n1, --m1"):
         data.split(torch.arange(20) % 2, [8, 8], [2, 3], 0)
-    with pytest.raises(ValueError, match="class bee has 10 images, not enough for 0 .at least 1. labeled"):
-        data.split(torch.arange(20) % 2, [8, 0], [1, 1], 0, ["ant", "bee"])
+    with pytest.raises(ValueError, match=r"class 'b\\ne' would get no labeled image; see --n1, --imb"):  # one line
+        data.split(torch.arange(20) % 2, [8, 0], [1, 1], 0, ["ant", "b\ne"])
 
 
 def test_a_thousand_classes_and_a_class_without_unlabeled_images_split():
@@ -105,7 +106,7 @@ def test_shapes_are_the_same_for_a_seed_and_unlike_for_another():
 
 def test_shapes_have_the_area_of_their_geometry():
     """Disc pi r^2, square (1.7 r)^2, diamond 2 r^2, bar 2 r x 0.6 r, r = 0.4..0.8 of half the side."""
-    images, labels = data.shapes(400, 0, size=64, noise=0.0)
+    images, labels = data.shapes(200, 0, size=64, noise=0.0)
     bright = (images.amin(1) >= 127).float().mean((1, 2))  # the figure is above one half in all channels
     r2 = (0.8 ** 3 - 0.4 ** 3) / 3 / 0.4                   # mean of r^2 over uniform r
     for name, area in {"disc": math.pi, "square": 1.7 ** 2, "diamond": 2, "bar": 1.2}.items():
@@ -114,7 +115,7 @@ def test_shapes_have_the_area_of_their_geometry():
 
 
 def test_the_unlabeled_set_is_the_union_with_the_labeled_one():
-    sets = data.load("shapes", n1=30, m1=60, imb=10, imb_u=0.1, image_size=16)
+    sets = load("shapes", n1=30, m1=60, imb=10, shift=None, imb_u=0.1)
     labeled, unlabeled = data.long_tail_counts(30, 10, 10), data.long_tail_counts(60, 0.1, 10)
     assert torch.bincount(sets.labels).tolist() == labeled
     assert torch.bincount(sets.hidden_labels).tolist() == [a + b for a, b in zip(labeled, unlabeled)]
@@ -123,45 +124,37 @@ def test_the_unlabeled_set_is_the_union_with_the_labeled_one():
     assert not any(image.numpy().tobytes() in pool for image in sets.test)
 
 
-def source(counts, extra=None):
-    """Images of one pixel that show their own number; as many per class as the counts say."""
-    n = sum(counts)
-    images = torch.arange(3 * n).view(n, 3, 1, 1).to(torch.uint8)
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    return data.Source(images, labels, images[:1], labels[:1], list("abc")[:len(counts)], extra)
+@pytest.fixture
+def read(monkeypatch):
+    """Lets a folder hold so many images of each class, of one pixel that shows its number, and some of unknown class."""
+    def found(counts, *unknown):
+        n = sum(counts)
+        images = torch.arange(3 * n).view(n, 3, 1, 1).to(torch.uint8)
+        labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        whole = images, labels, images[:1], labels[:1], list("abc")[:len(counts)], *unknown
+        monkeypatch.setattr(data, "folder", lambda root, size: whole)
+    return found
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.29, 0.57, 0.58])  # 0.29 * 100 is 28.999999999999996
-def test_a_labeled_fraction_labels_that_share_of_every_class(fraction):
-    whole = source([100, 200, 300])
-    labeled, unlabeled = data.cut(whole, None, None, 1, 1, fraction, seed=0)
-    assert torch.bincount(whole.labels[labeled]).tolist() == [round(fraction * n) for n in (100, 200, 300)]
-    assert sorted(labeled.tolist() + unlabeled.tolist()) == list(range(600))
+def test_a_labeled_fraction_labels_that_share_of_every_class_and_all_are_unlabeled(fraction, read):
+    read([100, 200, 300])
+    sets = load("folder", n1=None, labeled_fraction=fraction)
+    assert torch.bincount(sets.labels).tolist() == [round(fraction * n) for n in (100, 200, 300)]
+    assert torch.bincount(sets.hidden_labels).tolist() == [100, 200, 300]
 
 
-def test_a_share_that_is_not_whole_is_cut_off():
-    whole = source([19, 15, 10])
-    labeled, _ = data.cut(whole, None, None, 1, 1, 0.1, seed=0)
-    assert torch.bincount(whole.labels[labeled]).tolist() == [1, 1, 1]
+def test_a_share_that_is_not_whole_is_cut_off_and_one_image_is_left(read):
+    read([19, 20, 3])
+    assert torch.bincount(load("folder", n1=None, labeled_fraction=0.1).labels).tolist() == [1, 2, 1]
 
 
-def test_without_counts_all_is_labeled_and_images_of_unknown_class_replace_drawn_ones():
-    labeled, unlabeled = data.cut(source([4, 5]), None, None, 1, 1, None, seed=0)
-    assert labeled.tolist() == list(range(9)) and len(unlabeled) == 0
-    assert len(data.cut(source([4, 5]), 2, 2, 1, 1, None, seed=0)[1]) == 4
-    assert len(data.cut(source([4, 5], extra=torch.zeros(7, 3, 1, 1)), 2, 2, 1, 1, None, seed=0)[1]) == 0
-
-
-def test_too_few_images_of_a_class_are_reported_by_its_name():
-    with pytest.raises(ValueError, match="class b has 3 images, not enough for 4"):
-        data.cut(source([9, 3]), 4, None, 1, 1, None, seed=0)
-
-
-@pytest.mark.parametrize("dataset, mean, std", [
-    ("cifar100", (129.3, 124.1, 112.4), (68.2, 65.4, 70.4)), ("stl10", (112.4, 109.1, 98.6), (68.4, 66.6, 68.5))])
-def test_statistics_are_the_authors_to_the_last_bit_of_float32(dataset, mean, std):
-    for ours, levels in zip(data.STATISTICS[dataset], (mean, std)):  # the authors write levels of 0..255
-        assert torch.equal(torch.tensor(ours), torch.tensor([level / 255 for level in levels]))
+def test_images_of_unknown_class_replace_drawn_ones(read):
+    read([4, 5])
+    assert len(load("folder", n1=2, m1=2, imb=1).unlabeled) == 2 * (2 + 2)
+    read([4, 5], torch.zeros(7, 3, 1, 1, dtype=torch.uint8))
+    sets = load("folder", n1=2, m1=2, imb=1)
+    assert len(sets.labels) == 4 and len(sets.unlabeled) == 7 + 9 and sets.hidden_labels.tolist() == [-1] * 16
 
 
 def cifar_files(root, monkeypatch, count=60):
@@ -182,11 +175,13 @@ def cifar_files(root, monkeypatch, count=60):
 
 def test_cifar_files_already_in_place_are_used(tmp_path, monkeypatch):
     kept = cifar_files(tmp_path, monkeypatch)
-    sets = data.load("cifar10", tmp_path, n1=4, m1=2, imb=2, imb_u=1, image_size=32)
+    sets = load("cifar10", tmp_path, n1=4, m1=2, imb=2, shift="uniform", image_size=32)
     assert sets.test.shape == (60, 3, 32, 32)
     assert np.array_equal(sets.test.numpy().reshape(60, -1), kept["test_batch"])
-    torch.testing.assert_close(sets.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]), rtol=0, atol=0)
-    assert sets.mean.shape == sets.std.shape == (3, 1, 1) and sets.classes[3] == "class3"
+    assert sets.test_labels.tolist() == [j % 10 for j in range(60)] and sets.classes[3] == "class3"
+    number = {image.tobytes(): j % 10 for j, image in enumerate(kept["data_batch_1"])}
+    for images, labels in ((sets.labeled, sets.labels), (sets.unlabeled, sets.hidden_labels)):
+        assert [number[image.numpy().tobytes()] for image in images] == labels.tolist()
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "stl10"])
@@ -196,7 +191,7 @@ def test_a_download_that_fails_is_one_line_that_names_set_and_place(dataset, tmp
     monkeypatch.setattr(torchvision.datasets.utils, "urlopen", no_network, raising=False)
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(ValueError, match=f"{dataset} is not whole in .*--data-dir") as error:
-        data.load(dataset, tmp_path, n1=10)
+        load(dataset, tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -221,41 +216,34 @@ def stl10_files(root, monkeypatch):
 
 def test_stl10_is_resized_and_its_unlabeled_images_join_all_training_images(tmp_path, monkeypatch):
     kept = stl10_files(tmp_path, monkeypatch)
-    sets = data.load("stl10", tmp_path, n1=4, imb=4, image_size=32)
-    assert sets.unlabeled.shape == (70, 3, 32, 32) and sets.hidden_labels is None
+    sets = load("stl10", tmp_path, n1=4, imb=4, image_size=32)
+    assert sets.unlabeled.shape == (70, 3, 32, 32) and set(sets.hidden_labels.tolist()) == {-1}
     assert sets.test_labels.tolist() == [k % 10 for k in range(20)] and sets.classes == list("abcdefghij")
     assert torch.bincount(sets.labels).tolist() == data.long_tail_counts(4, 4, 10)
     pil = from_pil([Image.fromarray(image).resize((32, 32), Image.BILINEAR) for image in kept["unlabeled"]])
     assert (sets.unlabeled[:30].int() - pil.int()).abs().max() <= 1
 
 
-def test_large_images_are_resized_a_thousand_at_a_time(monkeypatch):
+def test_images_are_resized_a_thousand_at_a_time(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (2300, 4, 6, 3), dtype=np.uint8)
+    whole = types.SimpleNamespace(data=pixels, targets=[0] * 2300, classes=["a"])
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda *_, **__: whole)
     sizes = []
     resize = data.TF.resize
     monkeypatch.setattr(data.TF, "resize", lambda images, size: sizes.append(len(images)) or resize(images, size))
-    pixels = np.random.default_rng(0).integers(0, 256, (2300, 3, 4, 6), dtype=np.uint8)
-    images = data.resize(pixels.transpose(0, 1, 3, 2), 4)
-    assert images.shape == (2300, 3, 4, 4) and sizes == [1000, 1000, 300]
+    images = data.published("cifar10", "place", 4)[0]
+    assert images.shape == (2300, 3, 4, 4) and sizes == 2 * [1000, 1000, 300]
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "stl10"])
 def test_what_is_kept_holds_no_other_memory_alive(dataset, tmp_path, monkeypatch):
     files = cifar_files if dataset == "cifar10" else stl10_files
     files(tmp_path, monkeypatch)
-    for part in data.load(dataset, tmp_path, n1=2, m1=2, image_size=16)[:6]:
-        assert part is None or part.untyped_storage().nbytes() == part.nbytes
+    for part in load(dataset, tmp_path, n1=2, m1=2, imb=1)[:6]:
+        assert part.untyped_storage().nbytes() == part.nbytes
 
 
 # ------------------------------------------------------------------------------ place, fingerprint
-
-@functools.cache
-def small_sets():
-    """A split of 100 images that no two are the same."""
-    images, labels = data.shapes(10, 0, 8)
-    seen, hidden = data.split(labels, [3] * 10, [2] * 10, 0)
-    return data.Data(images[seen], labels[seen], images[hidden], labels[hidden], images[::7], labels[::7],
-                     list(data.SHAPES), *torch.rand(2, 3, 1, 1))
-
 
 def fakes_cuda():
     """Whether this torch takes fake tensors to a GPU that is not there; 2.4 asks for the driver."""
@@ -278,20 +266,18 @@ def test_a_placed_set_is_on_the_gpu_but_for_the_labels_that_metrics_need():
     assert devices.pop("test_labels") == "cpu" and set(devices.values()) == {"cuda"} and len(devices) == 7
 
 
-def test_unknown_labels_stay_unknown_and_a_cpu_keeps_the_tensors_that_it_has():
-    sets = small_sets()._replace(hidden_labels=None)
-    placed = data.place(sets, torch.device("cpu"))
-    assert placed.hidden_labels is None and placed.unlabeled is sets.unlabeled and placed.classes == sets.classes
+def test_a_cpu_keeps_the_tensors_that_it_has():
+    placed = data.place(small_sets(), torch.device("cpu"))
+    assert all(part is own for part, own in zip(placed, small_sets()))
 
 
-def test_a_fingerprint_counts_and_is_the_same_for_the_same_data():
+def test_a_fingerprint_is_the_same_for_the_same_data_and_its_part_of_the_test_for_every_seed():
     sets = small_sets()
-    print_ = data.fingerprint(sets)
+    found = data.fingerprint(sets)
     copies = [part.clone() if torch.is_tensor(part) else list(part) for part in sets]
-    assert print_ == data.fingerprint(data.Data(*copies)) and print_["classes"] == list(data.SHAPES)
-    assert [print_[name] for name in ("labeled", "unlabeled", "test")] == [
-        len(sets.labels), len(sets.hidden_labels), len(sets.test_labels)]
-    assert json.loads(json.dumps(print_)) == print_
+    assert found == data.fingerprint(data.Data(*copies)) == json.loads(json.dumps(found))
+    one, other = (data.fingerprint(load("shapes", n1=20, m1=20, imb=2, seed=seed)) for seed in (0, 1))
+    assert one["test"] == other["test"] and one["split"] != other["split"]
 
 
 @pytest.mark.parametrize("name", ["labeled", "labels", "unlabeled", "hidden_labels", "test", "test_labels"])
@@ -301,7 +287,9 @@ def test_a_fingerprint_sees_one_changed_value_and_two_that_change_places(name):
     changed = part.clone()
     changed[-1] += 1
     swapped = part.roll(1, 0)
-    assert len({data.fingerprint(sets._replace(**{name: t}))["checksum"] for t in (part, changed, swapped)}) == 3
+    which, other = ("test", "split") if name.startswith("test") else ("split", "test")
+    found = [data.fingerprint(sets._replace(**{name: t})) for t in (part, changed, swapped)]
+    assert len({each[which] for each in found}) == 3 and len({each[other] for each in found}) == 1
 
 
 def test_a_fingerprint_sees_a_renamed_class():
@@ -346,31 +334,6 @@ def test_translation_at_an_exact_tie_takes_one_of_the_two_neighbours(name, image
         assert any(np.array_equal(ours[k].permute(1, 2, 0).numpy(), one) for one in near)
 
 
-def test_each_image_gets_the_operation_and_magnitude_that_its_draws_name(images):
-    """Against PIL, one round: operation number floor(14 choice), magnitude low + (high - low) level."""
-    table = list(data.OPERATIONS.items())
-    choice, level = (torch.arange(64) % 14 + 0.5) / 14, torch.arange(64) / 64 * 0.998 + 0.0007
-    ours = data.random_operation(images.clone(), choice, level).int()
-    for image, view, c, l in zip(images, ours, choice.tolist(), level):
-        name, (_, low, high) = table[int(14 * c)]
-        expected = PIL_OPERATIONS[name](to_pil(image), (low + (high - low) * l).item())
-        assert (from_pil([expected])[0].int() - view).abs().max() <= (1 if name == "AutoContrast" else 0), name
-
-
-def test_sorted_by_operation_or_all_chosen_from_the_views_are_the_same(images, monkeypatch):
-    draws = torch.rand(64, 12, generator=torch.Generator().manual_seed(1))
-    by_group = data.strong(images, draws)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert torch.equal(by_group, data.strong(images, draws))
-
-
-def test_every_image_is_augmented_by_its_own_draws(images):
-    draws = torch.rand(64, 12, generator=torch.Generator().manual_seed(2))
-    together = data.strong(images, draws)
-    for i in (0, 17, 63):
-        assert torch.equal(together[i:i + 1], data.strong(images[i:i + 1], draws[i:i + 1]))
-
-
 def test_views_never_change_their_input_and_are_the_same_for_the_same_draws(images):
     before = images.clone()
     for view, number in ((data.weak, 3), (data.strong, 12)):
@@ -398,12 +361,6 @@ def test_batches_of_any_length_and_images_of_any_size_are_augmented(size, count)
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
     draws = torch.rand(count, 12)
     assert data.strong(images, draws).shape == data.weak(images, draws[:, :3]).shape == images.shape
-
-
-def test_the_strong_view_is_one_graph_and_the_compiled_view_equals_the_eager_one(images):
-    draws = torch.rand(64, 12, generator=torch.Generator().manual_seed(3))
-    traced = torch.compile(data.strong, fullgraph=True, backend="aot_eager")
-    assert torch.equal(traced(images, draws), data.strong(images, draws))
 
 
 @FAKE_CUDA
@@ -438,7 +395,7 @@ def test_cutout_equals_pils_rectangle():
         assert np.array_equal(view.permute(1, 2, 0).numpy(), np.asarray(image))
 
 
-def test_strong_views_have_the_statistics_of_the_authors_transforms():
+def test_strong_views_hold_as_much_of_cutouts_grey_as_the_authors_do():
     """8.2 % of the pixels are Cutout's grey on CIFAR-10, and so on any images that hold none of it."""
     bright = torch.full((6000, 3, 32, 32), 200, dtype=torch.uint8)
     views = data.strong(bright, torch.rand(6000, 12, generator=torch.Generator().manual_seed(0)))

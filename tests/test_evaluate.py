@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import evaluate
+from conftest import made_up_run
 from evaluate import calibration, metrics, reliability
 
 
@@ -57,6 +58,22 @@ def test_one_bin_is_the_difference_of_the_means():
     assert calibration(probs, labels, 1) == (pytest.approx(gap), pytest.approx(gap))
 
 
+@pytest.mark.parametrize("num_bins, ece, mce", [
+    (10, 0.5 * 0.035 + 0.5 * 0.14, 0.14),                          # (.5, .6] and (.6, .7] take two samples each
+    (15, 0.25 * 0.47 + 0.25 * 0.54 + 0.5 * 0.14, 0.54),            # 8/15 = .533 parts the first two
+    (20, 0.5 * 0.035 + 0.25 * 0.38 + 0.25 * 0.66, 0.66)])          # .65 parts the last two
+def test_errors_are_of_as_many_bins_as_asked_for_and_of_fifteen_without_a_number(num_bins, ece, mce):
+    """Confidence .53 (right), .54 (wrong), .62 (right), .66 (wrong): each number of bins has errors of its own."""
+    probs, labels = two_classes([0.53, 0.54, 0.62, 0.66], [1, 0, 1, 0])
+    assert calibration(probs, labels, num_bins) == (pytest.approx(ece), pytest.approx(mce))
+    found = metrics(probs.log(), labels, num_bins)
+    assert (found["ece"], found["mce"]) == (pytest.approx(ece), pytest.approx(mce))
+    assert len(found["reliability"]) == len(reliability(probs, labels, num_bins)) == num_bins
+    if num_bins == 15:
+        assert calibration(probs, labels) == (pytest.approx(ece), pytest.approx(mce))
+        assert metrics(probs.log(), labels) == found and reliability(probs, labels).shape == (15, 3)
+
+
 def test_a_confidence_above_one_by_rounding_is_in_the_last_bin():
     above = torch.tensor([[1.0, 0.0]]).nextafter(torch.tensor(2.0))
     assert above[0, 0] > 1 and reliability(above, torch.tensor([0]))[:, 0].tolist() == [0] * 14 + [1]
@@ -73,6 +90,15 @@ def test_metrics_of_a_small_exact_case():
     assert found["per_class_accuracy"] == [0.75, 1.0]
     assert found["nll"] == pytest.approx(-(4 * math.log(0.75) + math.log(0.25)) / 5)
     assert found["ece"] == pytest.approx(0.05)
+
+
+def test_metrics_of_float32_logits_are_exact_to_float64():
+    """Two classes, class 0 ahead by 0.7, right in one of three: nll and confidence from 0.7 as float32 has it."""
+    logits = torch.tensor([[0.7, 0.0]] * 3)
+    ahead = logits[0, 0].item()
+    found = metrics(logits, torch.tensor([0, 1, 1]))
+    assert found["nll"] == pytest.approx(math.log1p(math.exp(-ahead)) + 2 * ahead / 3, rel=1e-14)
+    assert found["ece"] == pytest.approx(1 / (1 + math.exp(-ahead)) - 1 / 3, rel=1e-14)
 
 
 def test_a_class_without_test_images_is_left_out_of_the_mean():
@@ -92,30 +118,23 @@ def test_bad_input_is_refused_with_its_shape(logits, labels, match):
         metrics(logits, labels)
 
 
-def test_predictions_are_the_networks_logits_of_normalised_images_whatever_the_size_of_a_batch():
+@pytest.mark.parametrize("size, at_once", [(8, 500), (32, 500), (64, 125), (160, 20), (1024, 1)])
+def test_predictions_are_logits_of_normalised_images_fewer_at_once_where_they_are_large(size, at_once):
     """The network here gives a pixel of each channel; black is (0 - 0.5) / 0.25 = -2 there, white 2."""
-    images = torch.zeros(7, 3, 4, 4, dtype=torch.uint8)
+    seen = []
+
+    def network(x):
+        seen.append(len(x))
+        return x[:, :, 0, 0]
+    images = torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(2 * at_once + 1, 3, size, size).clone()
     images[2:, 1] = 255
     half = torch.full((3, 1, 1), 0.5)
-    for batch_size in (1, 3, 500):
-        logits = evaluate.predict(lambda x: x[:, :, 0, 0], images, half, half / 2, batch_size)
-        assert logits.tolist() == [[-2, -2, -2]] * 2 + [[-2, 2, -2]] * 5
+    logits = evaluate.predict(network, images, half, half / 2)
+    assert logits.tolist() == [[-2, -2, -2]] * 2 + [[-2, 2, -2]] * (2 * at_once - 1)
+    assert seen == [at_once, at_once, 1]
 
 
 # --------------------------------------------------------------------------------------- the table
-
-def made_up_run(directory, accuracy=0.5, result=(), **settings):
-    """The three files of a run of four classes, with known numbers."""
-    directory.mkdir(parents=True)
-    config = dict(dataset="shapes", method="adello", shift="reversed", imb=50.0, steps=100, seed=0, lr=0.1,
-                  out=str(directory), device="cpu") | settings
-    result = dict(balanced_accuracy=accuracy, ece=0.1, mce=0.2, kl_q_qhat=0.03, classes=list("abcd"),
-                  per_class_accuracy=[0.9, 0.6, 0.4, 0.1], p_labeled=[0.4, 0.3, 0.2, 0.1]) | dict(result)
-    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (directory / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    (directory / "log.csv").write_text("step,alpha,kl_q_qhat\n50,0.8,nan\n100,0.1,0.03\n", encoding="utf-8")
-    return directory
-
 
 @pytest.fixture
 def table(tmp_path, monkeypatch, capsys):
@@ -146,10 +165,20 @@ def test_a_setting_that_differs_becomes_a_row_of_its_own_and_the_device_does_not
     assert [row[:2] for row in table("a", "b", "c")] == [["a", "2"], ["b", "1"]]
 
 
-def test_runs_on_two_folders_are_no_seeds_of_one_and_two_places_of_a_published_set_are(tmp_path, table):
-    for name, dataset in (("own", "folder"), ("public", "cifar10")):
-        for seed in (0, 1):
-            made_up_run(tmp_path / f"{name}{seed}", dataset=dataset, data_dir=f"place{seed}", seed=seed)
+def test_rows_of_one_name_tell_the_settings_that_differ(tmp_path, table):
+    for i, settings in enumerate([dict(precision="fp32"), dict(precision="fp32", seed=1), dict(precision="bf16")]):
+        made_up_run(tmp_path / f"{i}/a-s{settings.get('seed', 0)}", **settings)
+    made_up_run(tmp_path / "3/a-s0", precision="fp32", lr=0.2)
+    made_up_run(tmp_path / "3/b-s0", precision="fp16", lr=0.7)
+    assert [row[:2] for row in table("?/*")] == [
+        ["a", "2"], ["a, precision bf16", "1"], ["a, lr 0.2", "1"], ["b", "1"]]
+
+
+def test_runs_on_other_test_images_are_no_seeds_of_one_and_those_on_the_same_in_another_place_are(tmp_path, table):
+    for name, checksums in (("own", (1, 2)), ("public", (3, 3))):
+        for seed, checksum in enumerate(checksums):
+            made_up_run(tmp_path / f"{name}{seed}", dataset="folder", data_dir=f"place{seed}", seed=seed,
+                        data={"split": 10 * checksum + seed, "test": checksum})
     assert [row[:2] for row in table("*")] == [["own0", "1"], ["own1", "1"], ["public0", "2"]]
 
 
@@ -171,16 +200,46 @@ def test_patterns_are_expanded(tmp_path, table):
     assert [row[:2] for row in table("a-s[01]")] == [["a", "2"]]
 
 
-def test_differences_are_taken_between_runs_of_one_seed(tmp_path, table, monkeypatch, capsys):
+@pytest.fixture
+def differences(tmp_path, monkeypatch, capsys):
+    """The second table that evaluate.py prints in tmp_path, and what stands under it: a list of lines each."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        assert evaluate.main(list(map(str, arguments))) == 0
+        _, *others = capsys.readouterr().out.strip().split("\n\n")
+        return [text.splitlines() for text in others]
+    return run
+
+
+def test_differences_are_taken_between_runs_of_one_seed(tmp_path, differences):
     """Less 40 and 60: 50 and 64 are ahead by 10 and 4 in a mean of 7; seed 2 has no partner."""
     for seed, accuracy in enumerate((0.4, 0.6)):
         made_up_run(tmp_path / f"a-s{seed}", accuracy, seed=seed)
     for seed, accuracy in enumerate((0.5, 0.64, 0.9)):
         made_up_run(tmp_path / f"b-s{seed}", accuracy, seed=seed, method="fixmatch", result={"ece": 0.09})
-    monkeypatch.chdir(tmp_path)
-    assert evaluate.main(["a-s*", "b-s*"]) == 0
-    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("| ").split("|")]
-    assert cells == ["b", "2", "7.0 ± 4.2", "2", "-1.0 ± 0.0", "2"]
+    (*_, row), = differences("a-s*", "b-s*")  # and no line under it: they differ in the method alone
+    assert [cell.strip() for cell in row.strip("| ").split("|")] == ["b", "2", "7.0 ± 4.2", "2", "-1.0 ± 0.0", "2"]
+
+
+def test_a_line_under_the_differences_says_in_what_else_the_rows_differ(tmp_path, differences):
+    made_up_run(tmp_path / "a", variant="darp")
+    made_up_run(tmp_path / "b", method="fixmatch", steps=60, data={"test": 7})
+    (*_, row), (line,) = differences("a", "b")
+    assert row.startswith("| b | 1 |") and "steps" in line and "data" in line
+    assert not any(word in line for word in ("method", "variant", "seed", "lr", "out"))
+
+
+def test_without_a_pair_there_is_no_table_of_differences(tmp_path, differences):
+    made_up_run(tmp_path / "a")
+    made_up_run(tmp_path / "b", method="fixmatch", seed=1)
+    assert differences("a") == differences("a", "b") == []
+
+
+def test_two_classes_have_a_head_and_a_tail_and_no_medium(tmp_path, table):
+    made_up_run(tmp_path / "a", result={"classes": ["a", "b"], "per_class_accuracy": [0.9, 0.2], "p_labeled": [0.3, 0.7]})
+    (row,) = table("a")
+    assert row[3:6] == ["20.0", "–", "90.0"]
 
 
 def test_what_is_unknown_is_no_number_in_the_table(tmp_path, table):
@@ -202,7 +261,7 @@ def test_a_terminal_that_cannot_show_the_signs_gets_the_table_all_the_same(tmp_p
 
 
 SPOILED = [(name, content) for name in ("config.json", "result.json")
-           for content in (None, b"", b"null", b"[]", b"{}", b'{"seed": 0,', b"\xff\xfe")]
+           for content in (None, b"", b"null", b"[]", b"{}", b'{"seed": 0,', b"\xff\xfe", b"[" * 100_000)]
 
 
 @pytest.mark.parametrize("name, content", SPOILED + [("log.csv", None), ("log.csv", b"step,alpha\n50,0.8\n10")])
@@ -215,6 +274,25 @@ def test_what_is_no_finished_run_is_one_line_and_status_2(tmp_path, capsys, name
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and not captured.out
     assert "is no finished run" in captured.err
+
+
+def test_of_several_runs_what_is_not_finished_is_left_out_with_a_line_that_names_it(tmp_path, capsys):
+    made_up_run(tmp_path / "a")
+    (made_up_run(tmp_path / "begun") / "result.json").unlink()
+    (tmp_path / "empty").mkdir()
+    assert evaluate.main([str(tmp_path / "*")]) == 0
+    captured = capsys.readouterr()
+    assert "| a | 1 |" in captured.out and "begun" not in captured.out
+    lines = captured.err.splitlines()
+    assert len(lines) == 2 and str(tmp_path / "begun") in lines[0] and str(tmp_path / "empty") in lines[1]
+
+
+def test_where_nothing_is_finished_it_is_an_error(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    assert evaluate.main([str(tmp_path / "*")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("error: ") and not captured.out
 
 
 def test_a_directory_that_is_not_there_is_one_line_that_names_it(tmp_path, capsys):

@@ -4,8 +4,12 @@ import io
 import os
 import re
 import signal
+import struct
 import subprocess
 import threading
+import unicodedata
+import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ import torch
 from PIL import EpsImagePlugin, Image, ImageOps
 
 import data
+from conftest import coloured_classes, load
 
 LINKS = pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 
@@ -44,9 +49,18 @@ def read_one(path, size=16):
     return data.decode([str(path)], size, path.parent)[0].numpy()
 
 
-def error_of(root, **options):
-    with pytest.raises(ValueError) as error:
-        data.load("folder", root, **{"n1": 1, "image_size": 16, **options})
+HALF = dict(n1=None, labeled_fraction=0.5)
+
+
+def everything(root):
+    """All training images and their labels: the unlabeled set, of which half is labeled, too."""
+    sets = load("folder", root, **HALF)
+    return sets.unlabeled, sets.hidden_labels
+
+
+def error_of(root, **settings):
+    with pytest.raises((ValueError, OSError)) as error:
+        load("folder", root, **HALF | settings)
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -56,7 +70,7 @@ def error_of(root, **options):
 
 def test_a_folder_keeps_pixels_labels_and_names_and_has_the_statistics_of_imagenet_127(root):
     put(noise(9), root / "train" / "bee" / "second.png")
-    sets = data.load("folder", root, n1=1, m1=None, image_size=16)
+    sets = load("folder", root, **HALF)
     assert sets.classes == ["ant", "bee"] and sets.test_labels.tolist() == [0, 1]
     assert all(np.array_equal(image, pixels(noise(seed))) for image, seed in zip(sets.test, (2, 3)))
     assert torch.equal(sets.mean.flatten(), torch.tensor([.4811, .4575, .4079]))
@@ -67,24 +81,22 @@ def test_images_come_by_name_and_then_those_of_subfolders_by_name(root):
     names = ["b/1.png", "z.png", "a/2.png", "b/c/0.png", "k.png"]
     for i, name in enumerate(names):
         put(noise(20 + i), root / "train" / "bee" / name)
-    source = data.read("folder", root, 16)
     order = ["first.png", "k.png", "z.png", "a/2.png", "b/1.png", "b/c/0.png"]
     expected = [pixels(Image.open(root / "train" / "bee" / name)) for name in order]
-    assert source.labels.tolist() == [0] + 6 * [1]
-    assert all(np.array_equal(image, wanted) for image, wanted in zip(source.images[1:], expected))
+    found, labels = everything(root)
+    assert labels.tolist() == [0] + 6 * [1]
+    assert all(np.array_equal(image, wanted) for image, wanted in zip(found[1:], expected))
 
 
-def test_images_without_labels_join_and_leave_no_hidden_labels(image_folder, tmp_path):
-    for part in ("train", "test"):
-        for path in sorted((image_folder / part).glob("*/*")):
-            put(Image.open(path), tmp_path / path.relative_to(image_folder))
+def test_images_without_labels_join_and_leave_no_hidden_labels(tmp_path):
+    coloured_classes(tmp_path, {"train": 40, "test": 1})
     for i in range(7):
         put(Image.new("RGB", (16, 16), (i, i, i)), tmp_path / "unlabeled" / "deep" / f"{i}.png")
-    sets = data.load("folder", tmp_path, labeled_fraction=0.5, image_size=16)
-    assert len(sets.unlabeled) == 127 and sets.hidden_labels is None and len(sets.labels) == 60
+    sets = load("folder", tmp_path, **HALF)
+    assert len(sets.unlabeled) == 127 and set(sets.hidden_labels.tolist()) == {-1} and len(sets.labels) == 60
     assert sets.unlabeled[:7, 0, 0, 0].tolist() == list(range(7))
-    cut = data.load("folder", tmp_path, n1=20, m1=10**6, imb=4, image_size=16)  # M1 draws nothing: the 127 are U
-    assert torch.equal(cut.unlabeled, sets.unlabeled) and torch.bincount(cut.labels).tolist() == [20, 10, 5]
+    by_counts = load("folder", tmp_path, n1=20, m1=10**6, imb=4)  # M1 draws nothing: the 127 are U
+    assert torch.equal(by_counts.unlabeled, sets.unlabeled) and torch.bincount(by_counts.labels).tolist() == [20, 10, 5]
 
 
 def test_hidden_folders_are_no_classes_and_hidden_files_no_images(root):
@@ -94,8 +106,8 @@ def test_hidden_folders_are_no_classes_and_hidden_files_no_images(root):
     (root / "train" / "ant" / "._first.png").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
     (root / "train" / "ant" / "Thumbs.db").write_bytes(b"no image")
     put(noise(33), root / "unlabeled" / "seen.png")
-    source = data.read("folder", root, 16)
-    assert source.classes == ["ant", "bee"] and len(source.images) == 2 and len(source.extra) == 1
+    sets = load("folder", root, **HALF)
+    assert sets.classes == ["ant", "bee"] and len(sets.unlabeled) == 2 + 1
 
 
 @pytest.mark.parametrize("files", [[], ["one.gif"], ["one.jfif", "two.txt"], [".hidden.png"]])
@@ -112,10 +124,10 @@ def test_an_unlabeled_that_is_a_file_is_an_error(root):
 
 
 @pytest.mark.parametrize("missing", ["train", "test"])
-def test_a_missing_part_is_an_error_that_says_what_there_must_be(root, missing):
+def test_a_folder_that_is_absent_is_said_to_be_absent(root, missing):
     (root / missing).rename(root / "elsewhere")
     message = error_of(root)
-    assert str(root) in message and "train/<class>/* and test/<class>/*" in message
+    assert "train/<class>/* and test/<class>/*" in message and f"there is no folder {root}/{missing}" in message
 
 
 def test_classes_that_differ_are_named(root):
@@ -130,12 +142,45 @@ def test_one_class_is_too_few(tmp_path):
     assert "two at least" in error_of(tmp_path)
 
 
-def test_a_test_folder_without_images_and_a_class_without_training_images_are_errors(root):
-    (root / "train" / "bee" / "first.png").rename(root / "train" / "bee" / "first.gif")
-    assert "class bee has 0 images" in error_of(root)
+def test_a_test_folder_without_an_image_is_an_error(root):
     for name in ("ant", "bee"):
         (root / "test" / name / "first.png").unlink()
     assert re.search("test holds no .* image", error_of(root))
+
+
+def test_files_of_a_kind_that_is_not_read_are_one_line_with_their_number_and_extensions(root, capsys):
+    for name in ("train/ant/1.HEIC", "train/ant/2.heic", "train/bee/deep/3.heic", "test/ant/moving.gif", "test/bee/none"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"")
+    load("folder", root, **HALF)
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and str(root) in line
+    assert re.search(r"\.heic\W+3\b", line) and re.search(r"\.gif\W+1\b", line)
+
+
+def test_a_class_of_nothing_else_is_an_error_that_speaks_of_those_files_and_of_no_option(root):
+    (root / "train" / "bee" / "first.png").rename(root / "train" / "bee" / "first.avif")
+    for settings in (HALF, dict(n1=1, m1=1, imb=1, labeled_fraction=None)):
+        message = error_of(root, **settings)
+        assert f"{root}/train/bee" in message and ".avif" in message and "--" not in message
+
+
+def test_a_name_composed_in_one_part_and_decomposed_in_the_other_is_one_class(root):
+    """As after a Mac's archive."""
+    for part, form in (("train", "NFC"), ("test", "NFD")):
+        (root / part / "bee").rename(root / part / unicodedata.normalize(form, "m\u00fccke"))
+    sets = load("folder", root, **HALF)
+    assert sets.classes == ["ant", "m\u00fccke"] and sets.test_labels.tolist() == [0, 1]
+    put(noise(0), root / "train" / unicodedata.normalize("NFD", "m\u00fccke") / "first.png")  # another class of this name
+    assert "each once" in error_of(root)
+
+
+def test_of_a_natural_tail_each_class_has_a_labeled_image(root):
+    for i in range(29):
+        put(noise(i), root / "train" / "ant" / f"{i}.png")
+    for i in range(8):
+        put(noise(i), root / "train" / "bee" / f"{i}.png")
+    assert torch.bincount(load("folder", root, n1=None, labeled_fraction=0.1).labels).tolist() == [3, 1]  # of 30 and 9
 
 
 # ------------------------------------------------------------------------- links and special files
@@ -147,9 +192,7 @@ def test_the_parts_and_the_classes_may_be_links_to_folders(root, tmp_path_factor
     (linked / "test").mkdir()
     for name in ("ant", "bee"):
         (linked / "test" / name).symlink_to(root / "test" / name)
-    ours, theirs = data.read("folder", linked, 16), data.read("folder", root, 16)
-    assert ours.classes == theirs.classes
-    assert torch.equal(ours.images, theirs.images) and torch.equal(ours.test, theirs.test)
+    assert data.fingerprint(load("folder", linked, **HALF)) == data.fingerprint(load("folder", root, **HALF))
 
 
 @LINKS
@@ -176,7 +219,7 @@ def test_a_link_to_itself_and_a_broken_link_are_errors_by_name(root):
 @LINKS
 def test_a_linked_image_is_read(root):
     (root / "train" / "ant" / "again.png").symlink_to(root / "train" / "bee" / "first.png")
-    images = data.read("folder", root, 16).images
+    images, _ = everything(root)
     assert torch.equal(images[0], images[2]) and len(images) == 3
 
 
@@ -218,22 +261,67 @@ def test_images_without_transparency_are_read_as_pil_converts_them(tmp_path, mod
     assert np.array_equal(read_one(tmp_path / "image.tiff"), pixels(noise(3).convert(mode).convert("RGB")))
 
 
-@pytest.mark.parametrize("suffix", ["png", "tiff", "ppm"])
-def test_grey_of_16_bits_keeps_its_high_byte(tmp_path, suffix):
-    grey = np.random.default_rng(0).integers(0, 2**16, (16, 16), dtype=np.uint16)
-    path = tmp_path / f"image.{suffix}"
-    if suffix == "ppm":
-        path.write_bytes(b"P5 16 16 65535\n" + grey.astype(">u2").tobytes())
-    else:
-        Image.fromarray(grey).save(path)
-    assert np.array_equal(read_one(path), np.stack([grey // 256] * 3))
+def tiff(bits, *tags, photometric=1):
+    """A grey TIFF of 16x16 random pixels, uncompressed; tags: further (number, value)."""
+    width = 2 if bits > 8 else 1
+    strip = np.random.default_rng(0).integers(0, 2 ** min(bits, 15), 256).astype(f"<u{width}").tobytes()
+    tags = sorted([(256, 16), (257, 16), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 16),
+                   (279, len(strip)), *tags])
+    entries = b"".join(struct.pack("<HHII", number, 4, 1, value) for number, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_pixels_of_32_bits_are_refused_by_name(root, dtype):
-    Image.fromarray(np.full((16, 16), 100, dtype)).save(root / "train" / "ant" / "wide.tiff")
+def png(bits, lines, transparent, width=16, height=16):
+    """A grey PNG of these packed lines, which are bytes; transparent: the level that is."""
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0))
+            + chunk(b"tRNS", struct.pack(">H", transparent)) + chunk(b"IDAT", zlib.compress(b"".join(lines)))
+            + chunk(b"IEND", b""))
+
+
+def as_file(form, dtype):
+    """An array of 16x16 of this type as Pillow writes it."""
+    whole = io.BytesIO()
+    Image.fromarray(np.full((16, 16), 100, dtype)).save(whole, form)
+    return whole.getvalue()
+
+
+DEEP = {"12-bit TIFF": tiff(12), "16-bit TIFF": tiff(16), "WhiteIsZero": tiff(16, photometric=0),
+        "signed TIFF": tiff(8, (339, 2)), "signed 16-bit TIFF": tiff(16, (339, 2)), "32-bit TIFF": as_file("TIFF", np.int32),
+        "float TIFF": as_file("TIFF", np.float32), "16-bit PNG": as_file("PNG", np.uint16),
+        "16-bit PPM": b"P5 16 16 65535\n" + bytes(512), "12-bit PPM": b"P5 16 16 4095\n" + bytes(512),
+        **{f"transparent {bits}-bit PNG": png(bits, [b"\0" + bytes(2 * bits)] * 16, 1) for bits in (1, 2, 4)}}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_pixels_of_more_than_8_bits_or_with_a_sign_and_of_less_with_transparency_are_refused_by_name(root, kind):
+    (root / "train" / "ant" / "deep.tiff").write_bytes(DEEP[kind])
     message = error_of(root)
-    assert "wide.tiff" in message and "32 bits" in message
+    assert "1 unreadable" in message and "deep.tiff" in message and "8 bits" in message
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_grey_tiffs_of_8_bits_are_read_whether_zero_is_white_or_black(tmp_path, photometric):
+    (tmp_path / "image.tiff").write_bytes(tiff(8, photometric=photometric))
+    grey = np.random.default_rng(0).integers(0, 256, 256).reshape(16, 16).astype(np.uint8)
+    assert np.array_equal(read_one(tmp_path / "image.tiff")[1], grey if photometric else 255 - grey)
+
+
+@pytest.mark.parametrize("transparent", [0, 1])
+def test_transparent_pixels_of_a_grey_png_are_white(tmp_path, transparent):
+    (tmp_path / "image.png").write_bytes(png(8, [b"\0" + b"\0\1" * 8] * 16, transparent))
+    shown = np.where(np.arange(16) % 2 == transparent, 255, np.arange(16) % 2)
+    assert np.array_equal(read_one(tmp_path / "image.png")[2], np.tile(shown, (16, 1)))
+
+
+@pytest.mark.parametrize("side", [8193, 13_300])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(root, side):
+    """Without a limit it would be the pixels that are missing."""
+    (root / "train" / "ant" / "vast.png").write_bytes(png(8, [], 0, side, side))
+    with warnings.catch_warnings(record=True) as told:
+        message = error_of(root)
+    assert "vast.png" in message and f"{side} x {side} pixels" in message and not told
 
 
 UNDO = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -355,50 +443,31 @@ def test_unreadable_images_are_named_together_up_to_ten(root):
         (root / "train" / "ant" / f"bad{i:02}.png").write_bytes(whole[:len(whole) // 2] if i % 2 else b"")
     message = error_of(root)
     assert "12 unreadable images" in message
-    assert re.findall(r"bad(\d\d)\.png \(", message) == [f"{i:02}" for i in range(10)]
+    assert re.findall(r"bad(\d\d)\.png. \(", message) == [f"{i:02}" for i in range(10)]
 
 
-# ------------------------------------------------------------------- memory, progress, interruption
+# ----------------------------------------------------------------------------- memory, interruption
 
 def test_what_is_kept_holds_no_other_memory_alive(root):
     put(noise(9), root / "unlabeled" / "more.png")
-    for part in data.load("folder", root, n1=1, image_size=16)[:6]:
-        assert part is None or part.untyped_storage().nbytes() == part.nbytes
+    for part in load("folder", root, **HALF)[:6]:
+        assert part.untyped_storage().nbytes() == part.nbytes
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that each of its readings moves on by 25 s, and images that need no file."""
-    now = [0]
-
-    def read():
-        now[0] += 25
-        return now[0]
-    monkeypatch.setattr(data.time, "monotonic", read)
-    monkeypatch.setattr(data, "square", lambda path, size: Image.new("RGB", (size, size)))
+def test_a_line_says_before_the_decoding_how_many_images_there_are_and_where(root, capsys):
+    put(noise(9), root / "train" / "bee" / "second.png")
+    load("folder", root, **HALF)
+    assert capsys.readouterr() == (f"reading 3 images in '{root}/train'\nreading 2 images in '{root}/test'\n", "")
 
 
-def test_progress_is_a_line_each_ten_seconds_with_the_time_that_is_left(clock, capsys):
-    data.decode(["x"] * 1000, 1, "photos")  # four parts of 25 s
-    lines = capsys.readouterr().err.splitlines()
-    assert [int(n) for line in lines for n in re.findall(r"(\d+) of 1000", line)] == [256, 512, 768, 1000]
-    assert [int(n) for line in lines for n in re.findall(r"(\d+) s left", line)] == [73, 48, 23, 0]
-    assert all(line.startswith("photos") for line in lines)
-
-
-def test_a_short_decoding_writes_nothing(root, capsys):
-    data.read("folder", root, 16)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_ctrl_c_ends_the_decoding_without_the_images_that_have_not_begun(monkeypatch):
+def test_ctrl_c_ends_the_decoding_without_the_images_that_have_not_begun(monkeypatch, sigint):
     begun = []
 
     def square(path, size):
         begun.append(path)
         if len(begun) == 20:
             signal.raise_signal(signal.SIGINT)
-        elif len(begun) > 20:
+        elif 20 < len(begun) < 1000:  # slowly, so that what is cancelled has not begun; not for ever
             stopped.wait(0.005)
         return Image.new("RGB", (size, size))
     stopped = threading.Event()
@@ -416,7 +485,7 @@ def test_there_are_as_many_threads_as_pytorch_may_use(root, monkeypatch, allowed
     before = torch.get_num_threads()
     torch.set_num_threads(allowed)
     try:
-        data.read("folder", root, 16)
+        load("folder", root, **HALF)
     finally:
         torch.set_num_threads(before)
     assert set(numbers) == {allowed}

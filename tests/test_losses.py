@@ -4,10 +4,12 @@ What `adjust` and `complementary_loss` do on their own is tested in test_exercis
 """
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from losses import adjust, complementary_loss, confidence_mask, consistency_loss, supervised_loss
 from priors import PriorEstimator, alpha_schedule, imbalance_temperature, smooth, uniform
@@ -80,23 +82,31 @@ def test_alpha_one_leaves_fixmatch_unchanged(batch):
 
 
 def test_q_hat_equal_to_p_labeled_turns_flexda_into_udal(batch):
-    """UDAL smooths P_L, FlexDA Qhat; where the two priors agree, so do the losses, at every alpha."""
-    p_labeled = prior(50, 20, 10, 5, 1)
-    q_hat = p_labeled.clone()
+    """UDAL's losses written out: P_L / P_L^alpha is P_L^(1 - alpha), up to a constant that softmax ignores."""
+    logits, probs, mask = batch
+    labels, p_labeled = torch.arange(16) % 5, prior(50, 20, 10, 5, 1)
     for alpha in (1.0, 0.6, 0.1):
-        udal, flexda = smooth(p_labeled, alpha), smooth(q_hat, alpha)
-        assert torch.equal(consistency_loss(*batch, q_hat, udal), consistency_loss(*batch, q_hat, flexda))
-        # the unsmoothed UDAL ratio written out: P_L^(1 - alpha), up to a constant that softmax ignores
-        power = (batch[0] + (1 - alpha) * p_labeled.log()).log_softmax(1)
-        torch.testing.assert_close(adjust(batch[0], q_hat, flexda).log_softmax(1), power, atol=1e-7, rtol=0)
+        udal = logits + (1 - alpha) * p_labeled.log()
+        q_alpha = smooth(p_labeled, alpha)                     # FlexDA's target, where Qhat is P_L
+        for found, expected in (
+                (supervised_loss(logits, labels, p_labeled, q_alpha), cross_entropy(udal, labels)),
+                (consistency_loss(logits, probs, mask, p_labeled, q_alpha),
+                 (mask * cross_entropy(udal, probs.argmax(1), reduction="none")).mean())):
+            torch.testing.assert_close(found, expected, atol=1e-7, rtol=0)
 
 
 def test_uniform_priors_turn_everything_into_fixmatch(batch):
+    """FixMatch's losses written out, and CCR's, which has T = 1 then."""
+    logits, probs, mask = batch
     flat, labels = uniform(5, dtype=torch.float64), torch.arange(16) % 5
-    q_alpha = smooth(flat, 0.3)
-    torch.testing.assert_close(supervised_loss(batch[0], labels, flat, q_alpha),
-                               torch.nn.functional.cross_entropy(batch[0], labels))
-    torch.testing.assert_close(consistency_loss(*batch, flat, q_alpha), consistency_loss(*batch, None, None))
+    q_alpha, temperature = smooth(flat, 0.3), imbalance_temperature(flat)
+    hard = cross_entropy(logits, probs.argmax(1), reduction="none")
+    soft = -(probs * logits.log_softmax(1)).sum(1)
+    for found, expected in (
+            (supervised_loss(logits, labels, flat, q_alpha), cross_entropy(logits, labels)),
+            (consistency_loss(logits, probs, mask, flat, q_alpha), (mask * hard).mean()),
+            (complementary_loss(logits, probs, mask, flat, q_alpha, temperature), ((1 - mask) * soft).mean())):
+        torch.testing.assert_close(found, expected)
 
 
 def test_the_labeled_loss_moves_from_p_labeled_to_q_alpha():
@@ -126,7 +136,7 @@ def test_a_masked_sample_counts_as_zero_in_a_mean_over_all(batch):
     logits, probs, _ = batch
     mask = torch.zeros(16, dtype=torch.float64)
     mask[3] = 1
-    alone = torch.nn.functional.cross_entropy(logits[3:4], probs[3:4].argmax(1))
+    alone = cross_entropy(logits[3:4], probs[3:4].argmax(1))
     torch.testing.assert_close(consistency_loss(logits, probs, mask, None, None), alone / 16)
     assert consistency_loss(logits, probs, mask * 0, None, None) == 0
 
@@ -145,6 +155,8 @@ def test_precision_is_kept():
         assert consistency_loss(logits, probs, mask, q, q).dtype == dtype
 
 
-def test_a_prior_entry_near_1e_minus_9_stays_finite():
-    q = torch.tensor([1e-9, 0.5, 0.5])
-    assert adjust(torch.zeros(2, 3), q, smooth(q, 0.1)).isfinite().all()
+def test_a_prior_entry_of_zero_counts_as_1e_minus_9():
+    q, target = torch.tensor([0.0, 0.5, 0.5], dtype=torch.float64), torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
+    found = adjust(torch.zeros(1, 3), q, target)[0].tolist()
+    assert found == pytest.approx([-math.log(0.5e9 + 1), 0, math.log(0.5e9 + 1)], abs=1e-12)
+    assert adjust(torch.zeros(1, 3), q, smooth(q, 0.1))[0].tolist() == pytest.approx([0, 0, 0], abs=1e-8)

@@ -10,7 +10,7 @@ import models
 @pytest.fixture(scope="module")
 def wrn():
     torch.manual_seed(0)
-    return models.wrn_28_2(10)
+    return models.build("wrn-28-2", 10)
 
 
 def count(model):
@@ -22,7 +22,7 @@ def test_wrn_28_2_has_the_papers_parameters(wrn):
 
 
 def test_the_head_alone_grows_with_the_classes(wrn):
-    assert count(models.wrn_28_2(100)) - count(wrn) == 90 * 129
+    assert count(models.build("wrn-28-2", 100)) - count(wrn) == 90 * 129
 
 
 def test_the_layers_are_the_papers(wrn):
@@ -63,7 +63,7 @@ def test_the_quirk_raw_input_feeds_both_branches_in_groups_two_and_three(wrn):
 
 def test_initialisation():
     torch.manual_seed(0)
-    model = models.wrn_28_2(10)
+    model = models.build("wrn-28-2", 10)
     scaled = torch.cat([m.weight.flatten() * (m.out_channels * m.kernel_size[0] ** 2) ** 0.5  # by the fan-out
                         for m in model.modules() if isinstance(m, nn.Conv2d)])
     assert scaled.square().mean().item() == pytest.approx(2, rel=0.004)  # the gain of slope 0
@@ -98,7 +98,22 @@ def test_unknown_networks_are_refused(name):
 
 
 def test_weight_decay_spares_batch_norm_and_biases(wrn):
-    decayed, spared = models.parameter_groups(wrn, 5e-4)
+    decayed, spared = models.optimizer(wrn, 0.03, 5e-4).param_groups
     assert decayed["weight_decay"] == 5e-4 and spared["weight_decay"] == 0
     assert {p.ndim for p in decayed["params"]} == {2, 4} and {p.ndim for p in spared["params"]} == {1}
     assert sum(p.numel() for g in (decayed, spared) for p in g["params"]) == count(wrn)
+
+
+@pytest.mark.parametrize("theirs", [{"fused": True, "foreach": False}, {"fused": False, "foreach": True},
+                                    {"fused": None, "foreach": None}])
+def test_a_checkpoint_of_another_machine_leaves_this_ones_way_to_step(theirs):
+    """fused is for a GPU; on a CPU it would meet a scaler that it does not take."""
+    model = nn.Linear(3, 2)
+    sgd = models.optimizer(model, 0.03, 5e-4)
+    own = [(group["fused"], group["foreach"]) for group in sgd.param_groups]
+    state = sgd.state_dict()
+    for group in state["param_groups"]:
+        group.update(theirs, lr=torch.tensor(0.5))
+    sgd.load_state_dict(state)
+    assert [(group["fused"], group["foreach"]) for group in sgd.param_groups] == own == [(False, True)] * 2
+    assert all(group["lr"] == 0.5 for group in sgd.param_groups)

@@ -11,9 +11,10 @@ from priors import PriorEstimator, imbalance_temperature, kl_divergence, smooth,
 Q = torch.tensor([0.5, 0.25, 0.15, 0.1], dtype=torch.float64)
 
 
-def test_smoothing_never_moves_away_from_uniform():
+def test_smoothing_moves_from_uniform_to_the_prior_with_every_tenth_of_alpha():
     distances = [kl_divergence(uniform(4, dtype=torch.float64), smooth(Q, a / 10)).item() for a in range(11)]
-    assert distances == sorted(distances)
+    assert all(nearer < further for nearer, further in zip(distances, distances[1:]))
+    assert distances[0] == 0 and distances[10] == pytest.approx(kl_divergence(uniform(4, dtype=torch.float64), Q).item())
 
 
 def test_kl_of_a_hand_computed_pair():

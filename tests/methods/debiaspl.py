@@ -8,8 +8,8 @@ The labeled loss and the evaluation are FixMatch's.
 """
 
 import train
-from baselines_fixmatch import figures, forward
 from losses import EPS, confidence_mask, consistency_loss, supervised_loss
+from methods.fixmatch import figures, forward
 
 TAU = 0.5
 TAU_LOSS = 0.4  # tau': the options there say 0.5, but the constructor ignores them
@@ -25,16 +25,18 @@ def marginal_loss(logits_strong, debiased, mask, p_hat):
     return consistency_loss(logits_strong + TAU_LOSS * (p_hat + EPS).log(), debiased, mask, None, None)
 
 
-def step(run, labeled, labels, unlabeled, hidden_labels, draws):
-    """train_step's arguments."""
-    logits_labeled, logits_weak, logits_strong = forward(run, labeled, unlabeled, draws)
-    logits_weak = logits_weak.detach()
-    p_hat = run.estimator.q_hat.clone()                               # from before this step
-    run.estimator.update(logits_weak.softmax(dim=1))
-    debiased = debias(logits_weak, run.estimator.q_hat)
-    mask = confidence_mask(debiased, run.config.threshold)
+class DebiasPL(train.Run):
+    """p_hat is the run's Qhat."""
 
-    loss_s = supervised_loss(logits_labeled, labels, None, None)
-    loss_u = marginal_loss(logits_strong, debiased, mask, p_hat)
-    train.update(run, loss_s + loss_u)
-    return figures(loss_s, loss_u, mask, debiased.argmax(dim=1), hidden_labels)
+    def step(self, labeled, labels, unlabeled, hidden_labels, draws):
+        logits_labeled, logits_weak, logits_strong = forward(self, labeled, unlabeled, draws)
+        logits_weak = logits_weak.detach()
+        p_hat = self.estimator.q_hat.clone()                          # from before this step
+        self.estimator.update(logits_weak.softmax(dim=1))
+        debiased = debias(logits_weak, self.estimator.q_hat)
+        mask = confidence_mask(debiased, self.config.threshold)
+
+        loss_s = supervised_loss(logits_labeled, labels, None, None)
+        loss_u = marginal_loss(logits_strong, debiased, mask, p_hat)
+        self.update(loss_s + loss_u)
+        return figures(loss_s, loss_u, mask, debiased.argmax(dim=1), hidden_labels)

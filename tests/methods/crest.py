@@ -4,7 +4,6 @@ Within a generation p(u) is aligned, with t from 1 in the first to 0.5 in the la
 of U, and each class gives its most confident images, with that label, to the first labeled set: the next one's.
 """
 
-import argparse
 import functools
 import math
 from pathlib import Path
@@ -12,12 +11,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import ablations
+import data
 import evaluate
 import models
 import train
-from baselines_fixmatch import Buffers, figures, forward
 from losses import confidence_mask, consistency_loss, supervised_loss
+from methods.fixmatch import figures, forward
 
 GENERATIONS = 6  # the authors'
 
@@ -60,32 +59,35 @@ def predictions(config, sets, directory):
     return torch.cat([evaluate.predict(model, part.to(config.device), *statistics) for part in parts]).softmax(dim=1)
 
 
-def prepare(config, before=None):
-    """The run of a generation; before: the directory of the one before, None in the first. ValueError."""
-    sets = ablations.sets_of(config, unite=False)
-    counts = torch.bincount(sets.labels, minlength=len(sets.classes))
-    if before:
-        index, labels = most_confident(predictions(config, sets, before), counts)
-        sets = sets._replace(labeled=torch.cat([sets.labeled, sets.unlabeled[index]]),
-                             labels=torch.cat([sets.labels, labels]))
-    run = train.setup(config, sets)
-    run.extra["first"] = Buffers(counts=counts.to(run.device))        # of the first labeled set, which leads the others
-    return run
+class CReST(train.Run):
+    """The run of a generation. before: the directory of the one before, None in the first; power: its t, of P_L^t."""
 
+    def __init__(self, config, before=None, power=1.0):
+        sets = data.load(config, unite=False)
+        K = len(sets.classes)
+        first = sets.labels
+        if before:
+            probs = predictions(config, sets, before)
+            index, labels = most_confident(probs, torch.bincount(first, minlength=K))
+            sets = sets._replace(labeled=torch.cat([sets.labeled, sets.unlabeled[index]]),
+                                 labels=torch.cat([first, labels]))
+        super().__init__(config, sets)
+        self.first = len(first)                                       # the first labeled set leads the others
+        self.p_first = data.prior(first, K).to(self.device)           # its P_L
+        self.power = power
 
-def step(run, labeled, labels, unlabeled, hidden_labels, draws, t):
-    """train_step's arguments and t. The log's pseudo-label accuracy is that of the raw p(u)."""
-    logits_labeled, logits_weak, logits_strong = forward(run, labeled, unlabeled, draws)
-    probs = logits_weak.detach().softmax(dim=1)                       # p(u), (U, K)
-    counts = run.extra["first"].counts
-    aligned = align(probs, counts / counts.sum(), run.estimator.q_hat, t)
-    mask = confidence_mask(aligned, run.config.threshold)
-    run.estimator.update(probs)                                       # the running mean of p
+    def step(self, labeled, labels, unlabeled, hidden_labels, draws):
+        """The log's pseudo-label accuracy is that of the raw p(u)."""
+        logits_labeled, logits_weak, logits_strong = forward(self, labeled, unlabeled, draws)
+        probs = logits_weak.detach().softmax(dim=1)                   # p(u), (U, K)
+        aligned = align(probs, self.p_first, self.estimator.q_hat, self.power)
+        mask = confidence_mask(aligned, self.config.threshold)
+        self.estimator.update(probs)                                  # the running mean of p
 
-    loss_s = supervised_loss(logits_labeled, labels, None, None)
-    loss_u = consistency_loss(logits_strong, aligned, mask, None, None)
-    train.update(run, loss_s + loss_u)
-    return figures(loss_s, loss_u, mask, probs.argmax(dim=1), hidden_labels)
+        loss_s = supervised_loss(logits_labeled, labels, None, None)
+        loss_u = consistency_loss(logits_strong, aligned, mask, None, None)
+        self.update(loss_s + loss_u)
+        return figures(loss_s, loss_u, mask, probs.argmax(dim=1), hidden_labels)
 
 
 def variant_of(generations):
@@ -98,18 +100,17 @@ def directory_of(out, generation, generations):
     return out if generation == generations - 1 else out / f"generation{generation}"
 
 
-def prepare_last(config):
+def last_generation(config):
     """The run of the last generation, of a finished run in config.out."""
     number = config.variant.removeprefix("crest").removeprefix("-generations")
     generations = int(number or GENERATIONS)
     before = directory_of(Path(config.out), generations - 2, generations) if generations > 1 else None
-    return prepare(config, before)
+    return CReST(config, before)
 
 
 def main(arguments):
     """Train the generations one after the other, each a run of its own; a finished one is not repeated."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = train.refuse
+    parser = train.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--generations", type=int, default=GENERATIONS)
     options, arguments = parser.parse_known_args(arguments)
     G = options.generations
@@ -119,9 +120,8 @@ def main(arguments):
     out = Path(train.parse(arguments, variant)[0].out)
     for g in range(G):
         before = directory_of(out, g - 1, G) if g else None
-        t = 1 - 0.5 * g / max(G - 1, 1)
-        status = train.main([*arguments, "--out", str(directory_of(out, g, G))], variant,
-                            functools.partial(prepare, before=before), functools.partial(step, t=t))
+        generation = functools.partial(CReST, before=before, power=1 - 0.5 * g / max(G - 1, 1))
+        status = train.main([*arguments, "--out", str(directory_of(out, g, G))], generation, variant)
         if status:
             return status
     return 0

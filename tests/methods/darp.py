@@ -7,9 +7,10 @@ every 10 steps, they are refined; pseudo-labels come from there, the mask M from
 import torch
 import torch.nn.functional as F
 
+import data
 import train
-from baselines_fixmatch import Buffers, figures, forward
 from losses import confidence_mask, consistency_loss, supervised_loss
+from methods.fixmatch import figures, forward
 
 
 def refine(probs, counts, alpha=2.0, rounds=200):
@@ -43,37 +44,37 @@ def refine(probs, counts, alpha=2.0, rounds=200):
     return result.float()
 
 
-def prepare(config):
-    """The FixMatch run, and the kept and the refined predictions, (N, K), from 1/K."""
-    run = train.setup(config)
-    N = len(run.sets.unlabeled)
-    K = len(run.sets.classes)
-    uniform = torch.full((N, K), 1 / K, device=run.device)
-    run.extra["darp"] = Buffers(probs=uniform, refined=uniform.clone())
-    return run
+class DARP(train.Run):
+    """The kept and the refined predictions, (N, K), begin at 1/K; the estimator carries them into the checkpoint."""
 
+    def __init__(self, config):
+        super().__init__(config)
+        kept = self.estimator.q_hat.repeat(len(self.sets.unlabeled), 1)
+        self.estimator.register_buffer("kept", kept)
+        self.estimator.register_buffer("refined", kept.clone())
 
-def step(run, labeled, labels, unlabeled, hidden_labels, draws):
-    """train_step's arguments. The log's pseudo-label accuracy is that of the raw p(u)."""
-    config = run.config
-    logits_labeled, logits_weak, logits_strong = forward(run, labeled, unlabeled, draws)
-    probs = logits_weak.detach().softmax(dim=1)                       # p(u), (U, K)
-    mask = confidence_mask(probs, config.threshold)                   # M(u), (U,)
-    run.estimator.update(probs)                                       # Qhat, for the log
+    def step(self, labeled, labels, unlabeled, hidden_labels, draws):
+        """The log's pseudo-label accuracy is that of the raw p(u)."""
+        config = self.config
+        logits_labeled, logits_weak, logits_strong = forward(self, labeled, unlabeled, draws)
+        probs = logits_weak.detach().softmax(dim=1)                   # p(u), (U, K)
+        mask = confidence_mask(probs, config.threshold)               # M(u), (U,)
+        self.estimator.update(probs)                                  # Qhat, for the log
 
-    # the pseudo-labels of this step's images: raw at first, then out of the refined matrix
-    kept = run.extra["darp"]
-    index = train.batch_indices(len(kept.probs), len(probs), run.step, config.seed, 1)
-    index = train.send(index, run.device)
-    kept.probs[index] = probs
-    targets = probs
-    late = run.step - config.steps * 2 // 5
-    if late >= 0:
-        if late % 10 == 0:
-            kept.refined.copy_(refine(kept.probs, len(kept.probs) * run.p_labeled))
-        targets = kept.refined[index]
+        # the pseudo-labels of this step's images: raw at first, then out of the refined matrix
+        kept = self.estimator.kept
+        refined = self.estimator.refined
+        index = data.batch_indices(len(kept), len(probs), self.t, config.seed, "unlabeled")
+        index = data.send(index, self.device)
+        kept[index] = probs
+        targets = probs
+        late = self.t - config.steps * 2 // 5
+        if late >= 0:
+            if late % 10 == 0:
+                refined.copy_(refine(kept, len(kept) * self.p_labeled))
+            targets = refined[index]
 
-    loss_s = supervised_loss(logits_labeled, labels, None, None)
-    loss_u = consistency_loss(logits_strong, targets, mask, None, None)
-    train.update(run, loss_s + loss_u)
-    return figures(loss_s, loss_u, mask, probs.argmax(dim=1), hidden_labels)
+        loss_s = supervised_loss(logits_labeled, labels, None, None)
+        loss_u = consistency_loss(logits_strong, targets, mask, None, None)
+        self.update(loss_s + loss_u)
+        return figures(loss_s, loss_u, mask, probs.argmax(dim=1), hidden_labels)

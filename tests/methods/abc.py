@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import ablations
+import data
 import models
 import train
-from baselines_fixmatch import counts_of, figures, forward, last
 from losses import confidence_mask, consistency_loss, supervised_loss
+from methods.fixmatch import counts_of, figures, forward, last
 
 
 def kept(labels, counts, progress, draws):
@@ -51,44 +51,35 @@ def build(config, num_classes):
     return model
 
 
-class Second(torch.nn.Module):
-    """The second half of a network's outputs, g."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images):
-        return self.network(images).chunk(2, dim=1)[1]
-
-
-def prepare(config):
+class ABC(train.Run):
     """The FixMatch run with both layers; g is evaluated."""
-    sets = ablations.sets_of(config)
-    run = train.setup(config, sets, build(config, len(sets.classes)))
-    run.evaluated = Second(run.ema.model)
-    return run
 
+    def __init__(self, config):
+        sets = data.load(config)
+        super().__init__(config, sets, build(config, len(sets.classes)))
 
-def step(run, labeled, labels, unlabeled, hidden_labels, draws):
-    """train_step's arguments. The log's mask and pseudo-labels are f's; L_abc has a column of its own."""
-    config = run.config
-    (f_labeled, g_labeled), (f_weak, g_weak), (f_strong, g_strong) = (
-        logits.chunk(2, dim=1) for logits in forward(run, labeled, unlabeled, draws))
+    def step(self, labeled, labels, unlabeled, hidden_labels, draws):
+        """The log's mask and pseudo-labels are f's; L_abc has a column of its own."""
+        config = self.config
+        (f_labeled, g_labeled), (f_weak, g_weak), (f_strong, g_strong) = (
+            logits.chunk(2, dim=1) for logits in forward(self, labeled, unlabeled, draws))
 
-    # FixMatch, of f
-    probs = f_weak.detach().softmax(dim=1)                            # p(u), (U, K)
-    mask = confidence_mask(probs, config.threshold)                   # M(u), (U,)
-    run.estimator.update(probs)                                       # Qhat, for the log
-    loss_s = supervised_loss(f_labeled, labels, None, None)
-    loss_u = consistency_loss(f_strong, probs, mask, None, None)
+        # FixMatch, of f
+        probs = f_weak.detach().softmax(dim=1)                        # p(u), (U, K)
+        mask = confidence_mask(probs, config.threshold)               # M(u), (U,)
+        self.estimator.update(probs)                                  # Qhat, for the log
+        loss_s = supervised_loss(f_labeled, labels, None, None)
+        loss_u = consistency_loss(f_strong, probs, mask, None, None)
 
-    # the balanced classifier, of g; its draws are a function of the seed and of t
-    chance = np.random.default_rng((config.seed, 3, run.step)).random(len(draws), np.float32)
-    chance = train.send(torch.from_numpy(chance), run.device)
-    loss_abc = auxiliary_loss(g_labeled, g_weak, g_strong, labels, config.threshold, counts_of(run.sets),
-                              run.step / config.steps, chance)
+        # the balanced classifier, of g; its draws are a function of the seed and of t
+        chance = np.random.default_rng((config.seed, 3, self.t)).random(len(draws), np.float32)
+        chance = data.send(torch.from_numpy(chance), self.device)
+        loss_abc = auxiliary_loss(g_labeled, g_weak, g_strong, labels, config.threshold, counts_of(self.sets),
+                                  self.t / config.steps, chance)
 
-    train.update(run, loss_s + loss_u + loss_abc)
-    found = figures(loss_s, loss_u, mask, probs.argmax(dim=1), hidden_labels)
-    return found | {"loss_abc": loss_abc.detach()}
+        self.update(loss_s + loss_u + loss_abc)
+        found = figures(loss_s, loss_u, mask, probs.argmax(dim=1), hidden_labels)
+        return found | {"loss_abc": loss_abc.detach()}
+
+    def evaluated(self, images):
+        return super().evaluated(images).chunk(2, dim=1)[1]

@@ -1,4 +1,4 @@
-"""What the methods beside this file share: FixMatch's forward pass, a step's figures for the log, a second last layer.
+"""What the methods beside this file share: FixMatch's forward pass, a step's figures for the log, the last layer.
 
 Symbols as in losses.py: f = logits, w and W = weak and strong view, p(u) = sigma(f(w(u))), M(u) = the confidence mask.
 """
@@ -8,20 +8,9 @@ import copy
 import torch
 import torch.nn.functional as F
 
-import data
-
-
-class Buffers(torch.nn.Module):
-    """Tensors that a method keeps between steps, by name; in `run.extra` the checkpoint carries them."""
-
-    def __init__(self, **tensors):
-        super().__init__()
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor)
-
 
 def forward(run, labeled, unlabeled, draws):
-    """f of the labeled, weak and strong views in one pass, as in train_step: (B, K), (U, K), (U, K)."""
+    """f of the labeled, weak and strong views in one pass, as in Run.step: (B, K), (U, K), (U, K)."""
     logits = run.forward(labeled, unlabeled, draws)
     return logits.split([len(labeled), len(unlabeled), len(unlabeled)])
 
@@ -38,17 +27,12 @@ def last(model):
     return list(model.named_children())[-1]
 
 
-def with_last(model, layer):
-    """The network with another last layer; all else is shared. With the identity it gives the features, (N, D)."""
+def features(model, images):
+    """What a network's last layer gets, of normalised images (N, 3, H, W): (N, D)."""
     shared = {id(child): child for child in model.children()}
-    model = copy.deepcopy(model, shared)  # copies the outer module alone
-    setattr(model, last(model)[0], layer)
-    return model
-
-
-def features(model, sets, images):
-    """Features of uint8 images (N, 3, H, W): (N, D)."""
-    return with_last(model, torch.nn.Identity())(data.normalize(images, sets.mean, sets.std))
+    headless = copy.deepcopy(model, shared)  # copies the outer module alone
+    setattr(headless, last(model)[0], torch.nn.Identity())
+    return headless(images)
 
 
 def counts_of(sets):

@@ -3,7 +3,7 @@
 The result is a run of its own beside it, <run>+crt or <run>+la; the run stays as it is.
 """
 
-import argparse
+import json
 import math
 import re
 from pathlib import Path
@@ -14,46 +14,35 @@ import torch.nn.functional as F
 import data
 import evaluate
 import train
-from baselines_fixmatch import balanced, features, last, with_last
+from methods.fixmatch import balanced, features, last
 
 
 def crt(run):
     """cRT (Kang et al. 2020): the features stay, a new linear layer learns from class-balanced labeled weak views.
 
-    It does so for a fifth of the run's steps, at the run's rate. Returns the EMA network with that layer.
+    It does so for a fifth of the run's steps, at the run's rate. Returns the EMA network, whose last it becomes.
     """
     config = run.config
     sets = run.sets
-    first = run.extra.get("first")                     # CReST's labeled set begins with the one that has true labels
-    labels = sets.labels[:first.counts.sum()] if first else sets.labels
+    K = len(sets.classes)
+    labels = sets.labels[:getattr(run, "first", None)]  # CReST's labeled set begins with the one that has true labels
     choice = labels.cpu()
-    counts = torch.bincount(choice, minlength=len(sets.classes))
+    counts = torch.bincount(choice, minlength=K)
     random = torch.Generator().manual_seed(config.seed)
-    layer = torch.nn.Linear(last(run.model)[1].in_features, len(sets.classes)).to(run.device)
+    name, old = last(run.ema.model)
+    layer = torch.nn.Linear(old.in_features, K).to(run.device)
     optimizer = torch.optim.SGD(layer.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
     steps = max(1, config.steps // 5)
     for t in range(steps):
-        x = train.send(balanced(choice, counts, config.batch_size, random), run.device)
-        draws = train.send(torch.rand(len(x), 3, generator=random), run.device)
+        x = data.send(balanced(choice, counts, config.batch_size, random), run.device)
+        draws = data.send(torch.rand(len(x), 3, generator=random), run.device)
         optimizer.param_groups[0]["lr"] = config.lr * math.cos(7 * math.pi * t / (16 * steps))
         optimizer.zero_grad()
-        logits = layer(features(run.ema.model, sets, data.weak(sets.labeled[x], draws)))
-        F.cross_entropy(logits, labels[x]).backward()
+        views = data.normalize(data.weak(sets.labeled[x], draws), sets.mean, sets.std)
+        F.cross_entropy(layer(features(run.ema.model, views)), labels[x]).backward()
         optimizer.step()
-    run.ema.model = with_last(run.ema.model, layer.requires_grad_(False))
+    setattr(run.ema.model, name, layer.requires_grad_(False))
     return run.ema.model
-
-
-class Adjusted(torch.nn.Module):
-    """A network's logits less log P_L."""
-
-    def __init__(self, network, p_labeled):
-        super().__init__()
-        self.network = network
-        self.p_labeled = p_labeled
-
-    def forward(self, images):
-        return self.network(images) - self.p_labeled.log()
 
 
 def la(run):
@@ -61,25 +50,33 @@ def la(run):
 
     P_L is that of the set it was trained on last: of CReST+, pseudo-labels included.
     """
-    return Adjusted(run.evaluated, run.p_labeled)
+    evaluated = run.evaluated
+    return lambda images: evaluated(images) - run.p_labeled.log()
 
 
 METHODS = {"crt": crt, "la": la}
 
 
-def restored(directory, device, prepare_of):
+def restored(directory, device, kind_of):
     """A finished run as it was at its last step, and its result. ValueError where there is none."""
     state = train.read_checkpoint(Path(directory) / "checkpoint.pt")
     if not state or not state["result"]:
         raise ValueError(f"{directory} holds no checkpoint of a finished run")
-    config = train.Config(**state["config"])
-    prepare = prepare_of(config.variant)
-    if not prepare:
+    try:
+        config = train.Config(**state["config"])
+    except TypeError as error:
+        raise ValueError(f"{directory} holds a run of another code ({error})") from None
+    kind = kind_of(config.variant)
+    if not kind:
         raise ValueError(f"{directory} is a run of {config.variant}; name one that was trained")
     config.out = str(directory)
-    config.device = train.parse(["--device", device, "--precision", "fp32"])[0].device
-    run = prepare(config)
-    train.restore(run, state)
+    config.device = device
+    train.choose(config)
+    run = kind(config)
+    try:
+        train.restore(run, state)
+    except (LookupError, RuntimeError) as error:
+        raise ValueError(f"{directory} holds a run of another code ({error})") from None
     return run, state["result"]
 
 
@@ -93,16 +90,15 @@ def place(directory, base, name):
     return directory.with_name(f"{new}+{name}" if new == directory.name else new)
 
 
-def main(name, arguments, prepare_of):
-    """Apply a method to a finished run; prepare_of(variant): the set-up of a run, or None. ValueError, OSError."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = train.refuse
+def main(name, arguments, kind_of):
+    """Apply a method to a finished run; kind_of(variant): what makes such a run, or None. ValueError, OSError."""
+    parser = train.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("directory", nargs="?")
     parser.add_argument("--device", default="auto")
     options, unknown = parser.parse_known_args(arguments)
     if unknown or not options.directory:
         raise ValueError(f"{name} takes the directory of a finished run, and --device")
-    run, result = restored(options.directory, options.device, prepare_of)
+    run, result = restored(options.directory, options.device, kind_of)
     config = run.config
     base = config.variant or config.method
     out = place(options.directory, base, name)
@@ -111,13 +107,15 @@ def main(name, arguments, prepare_of):
     other = train.read_checkpoint(out / "checkpoint.pt")
     if other and other["config"]["variant"] != config.variant:
         raise ValueError(f"{out} holds another run")
-    run.evaluated = METHODS[name](run)
-    figures = train.strict(train.figures(run))
+    sets = run.sets
+    logits = evaluate.predict(METHODS[name](run), sets.test, sets.mean, sets.std)
+    text = json.dumps(evaluate.metrics(logits, sets.test_labels))
+    found = json.loads(text, parse_constant=lambda nan: None)  # as in train.record
     row = run.rows[-1]
-    row |= {column: value for column, value in figures.items() if column in row}
+    row |= {column: value for column, value in found.items() if column in row}
     lock = train.hold(out)
     try:
-        train.save(run, out, result | figures)
+        train.save(run, out, result | found)
     finally:
         lock.release()
     return evaluate.main([str(out)])

@@ -1,0 +1,409 @@
+"""Every option does what its line in --help says: a value other than the default, and what a run then does.
+
+The expected values are worked out by hand on a data set of three classes with 40 and 10 images each. What a step does
+is seen on a network of three numbers, its logits, so that rate, decay, average and alpha can be read off exactly.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import adapter
+import evaluate
+import fake_cuda
+from conftest import coloured_classes
+from train import Config
+
+BASE = ("--dataset folder --data-dir IMAGES --n1 20 --m1 10 --imb 4 --shift consistent --image-size 8 --model wrn-10-1 "
+        "--batch-size 4 --steps 100 --device cpu --precision fp32 --compile off").split()
+T = 50                                     # half of the steps are done
+LOGITS = torch.tensor([0.7, 0.2, 0.1]).log()
+RATE = 0.03 * math.cos(7 * math.pi * T / 1600)
+PRIOR = torch.tensor([20, 10, 5]) / 35     # P_L
+ANOTHER = object()                         # expected: anything but what it is without the option
+
+
+class Logits(torch.nn.Module):
+    """A network whose logits are three parameters, whatever it sees; and what the loss does not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Parameter(LOGITS.clone())
+        self.weight = torch.nn.Parameter(torch.ones(1, 1))
+        self.register_buffer("buffer", torch.zeros(1))
+        self.gradients = []                # of the logits, one for each step; the optimiser changes .grad in place
+        self.logits.register_hook(lambda gradient: self.gradients.append(gradient.clone()))
+
+    def forward(self, images):
+        return self.logits.expand(len(images), 3) + 0 * self.weight
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """What stands for IMAGES and OTHERS among the words: folders of images, of the classes ant, bee, cat and of two."""
+    root = tmp_path_factory.mktemp("options")
+    coloured_classes(root / "images", {"train": 40, "test": 2})
+    coloured_classes(root / "others", {"train": 40, "test": 2})
+    for part in ("train", "test"):
+        for path in sorted((root / "others" / part / "cat").iterdir()):
+            path.unlink()
+        (root / "others" / part / "cat").rmdir()
+    return {"IMAGES": root / "images", "OTHERS": root / "others"}
+
+
+# ------------------------------------------------------------------------------------ what can be seen of a run
+
+def run_of(words, **parts):
+    return adapter.make(adapter.parse(words), **parts)
+
+
+def classes(words):
+    return run_of(words).sets.classes
+
+
+def labeled(words):
+    """Labeled images of each class."""
+    return torch.bincount(run_of(words).sets.labels).tolist()
+
+
+def unlabeled(words):
+    """Images of each class in the unlabeled set, the labeled ones among them, as the true prior has them."""
+    run = run_of(words)
+    counts = torch.bincount(run.sets.hidden_labels)
+    torch.testing.assert_close(run.q_true, counts / counts.sum())
+    return counts.tolist()
+
+
+def one_step(words, network=None, t=T, watch=None):
+    """A run that has done step t, the step's scalars, and its network's parameters before."""
+    run = run_of(words, model=network)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    if watch:
+        run.model.register_forward_hook(watch)
+    adapter.set_step(run, t)
+    return run, adapter.step(run, adapter.batch(run)), before
+
+
+def seen(words):
+    """What the network takes and gives in a step: the shape of the images, the type of the logits."""
+    found = []
+    one_step(words, watch=lambda module, images, logits: found.append((tuple(images[0].shape), logits.dtype)))
+    return found
+
+
+def side(words):
+    (shape, _), = seen(words)
+    return shape[2:]
+
+
+def dtype(words):
+    (_, dtype), = seen(words)
+    return dtype
+
+
+def sizes(words):
+    """Of the parts of a batch: labeled images and labels, unlabeled images and labels, draws."""
+    return [len(part) for part in adapter.batch(run_of(words))]
+
+
+def losses(words):
+    """Which losses a step has in which some images are confident."""
+    _, found, _ = one_step([*words, "--threshold", 0.5, "--warmup-steps", 0])
+    return {name for name in ("loss_s", "loss_u", "loss_uc") if found[name] > 0}
+
+
+def alpha_in_step(words):
+    """From L_s alone: at logits of zero its gradient is P^(1 - alpha), normalised, less the labels' shares."""
+    network = Logits()
+    network.logits.data.zero_()
+    run = run_of([*words, "--method", "udal", "--threshold", 1], model=network)
+    adapter.set_step(run, T)
+    found = adapter.batch(run)
+    adapter.step(run, found)
+    adjusted = network.gradients[0] + torch.bincount(found[1], minlength=3) / len(found[1])
+    return round(1 - (torch.log(adjusted[0] / adjusted[2]) / torch.log(PRIOR[0] / PRIOR[2])).item(), 4)
+
+
+def log(words):
+    run = run_of([*words, "--steps", 4], model=Logits())
+    adapter.train_to_the_end(run)
+    return run.rows
+
+
+def alpha_in_log(words):
+    return round(log([*words, "--eval-every", 2])[0]["alpha"], 6)
+
+
+def evaluations(words):
+    return [row["step"] for row in log(words)]
+
+
+def mask_rate(words):
+    """All images have the confidence 0.7."""
+    return one_step(words, Logits())[1]["mask_rate"].item()
+
+
+def ccr(words):
+    """Whether L_uc is there in the steps 49, 50, 51."""
+    return [one_step([*words, "--threshold", 1], Logits(), t)[1]["loss_uc"].item() > 0 for t in (49, 50, 51)]
+
+
+def q_hat(words):
+    """After one step from the uniform estimate, with predictions of 0.7, 0.2 and 0.1."""
+    return [round(q, 5) for q in one_step(words, Logits())[0].estimator.q_hat.tolist()]
+
+
+def network(words):
+    """Its 3x3 convolutions and its features."""
+    modules = list(run_of(words).model.modules())
+    return sum(getattr(m, "kernel_size", None) == (3, 3) for m in modules), modules[-1].in_features
+
+
+def length(words):
+    run = run_of(words, model=Logits())
+    adapter.train_to_the_end(run)
+    return run.rows[-1]["step"]
+
+
+def rate(words):
+    """Of the step: the first one of Nesterov's momentum 0.9 is 1.9 gradients long."""
+    run, _, before = one_step(words, Logits())
+    moved = run.model.logits - before["logits"]
+    return round((-moved[0] / (1.9 * run.model.gradients[0][0])).item(), 6)
+
+
+def decay(words):
+    """Of the weight, which was 1 and has no other gradient."""
+    run, _, before = one_step(words, Logits())
+    return round((before["weight"] - run.model.weight).item() / (1.9 * RATE), 5)
+
+
+def average(words):
+    """The share of itself that the averaged network keeps in a step."""
+    run, _, before = one_step([*words, "--lr", 100], Logits())
+    new = run.model.logits - before["logits"]
+    averaged = run.ema.model.logits - before["logits"]
+    return round(1 - (averaged[0] / new[0]).item(), 4)
+
+
+def norms(words):
+    """The momentum of every batch-norm."""
+    return {m.momentum for m in run_of(words).model.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+
+
+def device(words):
+    """Of the network and of a batch, on a GPU that is not there."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        if "cuda" in words:
+            stack.enter_context(fake_cuda.gpu(patch))
+        run = run_of(words)
+        parts = [*adapter.batch(run), *run.model.parameters(), *run.ema.model.parameters(), run.estimator.q_hat]
+        return {part.device.type for part in parts}
+
+
+def compilations(words):
+    """How often torch.compile is called for a run."""
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **_: calls.append(function) or function)
+        run_of(words)
+    return len(calls)
+
+
+def files(words):
+    """Where the command writes, below the current directory."""
+    before = {*Path().rglob("*.json")}
+    assert adapter.train_with([*words, "--steps", 1]) == 0
+    return sorted(path.as_posix() for path in {*Path().rglob("*.json")} - before)
+
+
+def own_directory(words):
+    variant = "mine" if "variant" in words else None
+    return adapter.parse([word for word in words if word != variant and word != "variant"], variant).out
+
+
+def images(words):
+    """All that is random before the first step."""
+    run = run_of(words)
+    return [sum(part.double().sum().item() for part in parts)
+            for parts in ([run.sets.labeled], [run.sets.unlabeled], run.model.parameters(), adapter.batch(run)[4:])]
+
+
+ROWS = [  # field, its option, what can be seen of it, the value that is to be seen with it
+    ("dataset", "--dataset shapes", classes,
+     "disc ring square frame triangle plus cross diamond crescent bar".split()),
+    ("data_dir", "--data-dir OTHERS", classes, ["ant", "bee"]),
+    ("n1", "--n1 8", labeled, [8, 4, 2]),
+    ("m1", "--m1 20", unlabeled, [20 + 20, 10 + 10, 5 + 5]),
+    ("imb", "--imb 2", labeled, [20, 14, 10]),
+    ("imb", "--imb 2", unlabeled, [20 + 10, 14 + 7, 10 + 5]),
+    ("shift", "--shift uniform", unlabeled, [20 + 10, 10 + 10, 5 + 10]),
+    ("shift", "--shift reversed", unlabeled, [20 + 2, 10 + 5, 5 + 10]),
+    ("imb_u", "--imb-u 0.5", unlabeled, [20 + 5, 10 + 7, 5 + 10]),
+    ("labeled_fraction", "--labeled-fraction 0.25", labeled, [10, 10, 10]),
+    ("labeled_fraction", "--labeled-fraction 0.25", unlabeled, [40, 40, 40]),
+    ("image_size", "--image-size 12", side, (12, 12)),
+    ("method", "--method fixmatch", losses, {"loss_s", "loss_u"}),
+    ("method", "--method supervised", losses, {"loss_s"}),
+    ("alpha_min", "--alpha-min 0.5", alpha_in_step, 1 - 0.5 / 4),
+    ("alpha_min", "--alpha-min 0.5", alpha_in_log, 1 - 0.5 / 4),
+    ("d", "--d 1", alpha_in_step, 1 - 0.9 / 2),
+    ("d", "--d 1", alpha_in_log, 1 - 0.9 / 2),
+    ("threshold", "--threshold 0.65", mask_rate, 1),
+    ("warmup_steps", "--warmup-steps 50", ccr, [False, True, True]),
+    ("prior_momentum", "--prior-momentum 0.5", q_hat, [0.51667, 0.26667, 0.21667]),
+    ("model", "--model wrn-16-2", network, (13, 128)),
+    ("steps", "--steps 3", length, 3),
+    ("batch_size", "--batch-size 5", sizes, [5, 5, 10, 10, 15]),
+    ("mu", "--mu 3", sizes, [4, 4, 12, 12, 16]),
+    ("lr", "--lr 0.3", rate, round(10 * RATE, 6)),
+    ("weight_decay", "--weight-decay 0.1", decay, 0.1),
+    ("ema", "--ema 0.75", average, 0.75),
+    ("bn_momentum", "--bn-momentum 0.2", norms, {0.2}),
+    ("eval_every", "--eval-every 2", evaluations, [2, 4]),
+    ("seed", "--seed 1", images, ANOTHER),
+    ("device", "--device cuda", device, {"cuda"}),
+    ("precision", "--precision bf16", dtype, torch.bfloat16),
+    ("precision", "--precision fp16", dtype, torch.float16),
+    ("compile", "--compile on", compilations, 1),
+    ("out", "--out here", files, ["here/config.json", "here/result.json"]),
+    ("variant", "variant", own_directory, "runs/folder-mine-consistent-imb4-s0")]
+
+DEFAULTS = {  # what is to be seen without the option
+    classes: ["ant", "bee", "cat"], labeled: [20, 10, 5], unlabeled: [30, 15, 7], side: (8, 8),
+    losses: {"loss_s", "loss_u", "loss_uc"}, alpha_in_step: 1 - 0.9 / 4, alpha_in_log: 1 - 0.9 / 4, mask_rate: 0,
+    ccr: [True] * 3, q_hat: [round(0.999 / 3 + 0.001 * q, 5) for q in (0.7, 0.2, 0.1)], network: (7, 64), length: 100,
+    sizes: [4, 4, 8, 8, 12], rate: round(RATE, 6), decay: 5e-4, average: 0.999, norms: {0.001}, evaluations: [4],
+    device: {"cpu"}, dtype: torch.float32, compilations: 0,
+    files: [f"runs/folder-adello-consistent-imb4-s0/{name}.json" for name in ("config", "result")],
+    own_directory: "runs/folder-adello-consistent-imb4-s0"}
+
+
+IN_PLACE_OF = {"--imb-u": ["--shift"], "--labeled-fraction": ["--shift", "--n1", "--m1", "--imb"],
+               "--dataset": ["--shift", "--data-dir"]}
+
+
+def spoken(option, places):
+    """A row's words after those that all rows share."""
+    words = option.split()
+    gone = IN_PLACE_OF.get(words[0] if words else None, [])
+    base = [word for before, word in zip([None, *BASE], BASE) if word not in gone and before not in gone]
+    return [str(places.get(word, word)) for word in base + words]
+
+
+def close(found, expected):
+    exact = not isinstance(expected, (int, float)) or isinstance(expected, bool)
+    return found == expected if exact else found == pytest.approx(expected, rel=2e-3)
+
+
+def test_every_setting_has_a_row():
+    assert {name for name, *_ in ROWS} == {field.name for field in dataclasses.fields(Config)}
+
+
+@pytest.mark.parametrize("look", DEFAULTS, ids=lambda look: look.__name__)
+def test_what_is_to_be_seen_without_an_option(look, places, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert close(look(spoken("", places)), DEFAULTS[look])
+
+
+@pytest.mark.parametrize("name, option, look, expected", ROWS, ids=[f"{option}, {look.__name__}"
+                                                                     for _, option, look, _ in ROWS])
+def test_an_option_does_what_it_says(name, option, look, expected, places, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if expected is ANOTHER:
+        assert all(a != b for a, b in zip(look(spoken(option, places)), look(spoken("", places)), strict=True))
+    else:
+        assert not close(expected, DEFAULTS[look]) and close(look(spoken(option, places)), expected)
+
+
+@pytest.mark.parametrize("name, option", dict((row[:2] for row in ROWS if row[0] != "variant")).items())
+def test_an_option_sets_its_own_field_alone(name, option, places):
+    """But for what stands in place of another and for what a data set's preset brings."""
+    before = dataclasses.asdict(adapter.parse(spoken("", places)))
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        if "cuda" in option:
+            stack.enter_context(fake_cuda.gpu(patch))
+        after = dataclasses.asdict(adapter.parse(spoken(option, places)))
+    follows = {"dataset": {"data_dir", "shift", "warmup_steps", "prior_momentum", "lr", "ema", "bn_momentum",
+                           "eval_every"}, "labeled_fraction": {"n1", "m1", "imb", "shift"}, "imb_u": {"shift"},
+               "steps": {"warmup_steps"}}
+    differs = {key for key in before if before[key] != after[key]}
+    assert name in differs and differs <= {name, "out"} | follows.get(name, set())
+
+
+def test_the_averaged_network_is_the_one_that_is_tested(places):
+    """Negative log-likelihood of three classes with two test images each: the mean of -log p over the classes."""
+    run = run_of([*spoken("--lr 0.5 --ema 0.75", places), "--steps", 4], model=Logits())
+    result = adapter.train_to_the_end(run)
+    learned, averaged = (-network.logits.detach().double().log_softmax(0).mean().item()
+                         for network in (run.model, run.ema.model))
+    assert result["nll"] == pytest.approx(averaged, abs=1e-6) and abs(averaged - learned) > 0.01
+
+
+def test_help_shows_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        adapter.train_with(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    for field in dataclasses.fields(Config):
+        if field.name != "variant":
+            option = "--" + field.name.replace("_", "-")
+            assert re.search(rf" {option} (?!--)[^()]*\({re.escape(str(field.default))}\)", text), option
+    assert "--fresh" in text
+
+
+# ----------------------------------------------------------------------------------------- whose run is this
+
+FREE = {"out", "device", "compile", "data_dir"}  # a published data set's place; a folder's own is tested elsewhere
+VALUES = {  # another one than in Config()
+    "dataset": "cifar10", "data_dir": "elsewhere", "n1": 7, "m1": 7, "imb": 7.0, "shift": "uniform", "imb_u": 7.0,
+    "labeled_fraction": 0.7, "image_size": 33, "method": "udal", "alpha_min": 0.7, "d": 7.0, "threshold": 0.7,
+    "warmup_steps": 7, "prior_momentum": 0.7, "model": "wrn-10-7", "steps": 7, "batch_size": 7, "mu": 7, "lr": 7.0,
+    "weight_decay": 7.0, "ema": 0.7, "bn_momentum": 0.7, "eval_every": 7, "seed": 7, "device": "cuda:7",
+    "precision": "bf16", "compile": "on", "out": "elsewhere", "variant": "mine"}
+
+
+def test_every_setting_has_another_value():
+    values = dataclasses.asdict(Config())
+    assert VALUES.keys() == values.keys() and all(VALUES[name] != values[name] for name in values)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_another_value_of_a_setting_is_another_run_unless_it_is_free(name):
+    """In both directions: so that a value that is not in use is no value that agrees with all."""
+    one = Config()
+    other = dataclasses.replace(one, **{name: VALUES[name]})
+    for held, asked in ((one, other), (other, one)):
+        refused = adapter.refusal(held, asked)
+        assert (refused is None) == (name in FREE)
+        if refused:
+            assert name.replace("_", "-") in refused
+            assert str(getattr(held, name)) in refused and str(getattr(asked, name)) in refused
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_runs_that_differ_in_a_setting_are_two_rows_unless_it_is_free(name, tmp_path, capsys):
+    """Seeds make one row, and so do runs that differ in what makes no other run."""
+    result = dict(balanced_accuracy=0.5, ece=0.1, mce=0.2, kl_q_qhat=0.03, per_class_accuracy=[0.9, 0.1],
+                  p_labeled=[0.6, 0.4], classes=["a", "b"], q_true=[0.5, 0.5], q_hat=[0.5, 0.5])
+    for seed, changes in enumerate(({}, {name: VALUES[name]})):
+        directory = tmp_path / f"run-s{seed}"
+        directory.mkdir()
+        row = {"step": 1, "alpha": 1.0, "kl_q_qhat": 0.0}
+        with open(directory / "log.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, row)
+            writer.writeheader()
+            writer.writerow(row)
+        settings = dataclasses.asdict(Config(seed=seed)) | changes
+        (directory / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        (directory / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    assert evaluate.main([str(tmp_path / "run-s*")]) == 0
+    table = capsys.readouterr().out.split("\n\n")[0].splitlines()[2:]
+    assert len(table) == (1 if name in FREE | {"seed"} else 2)

@@ -1,0 +1,147 @@
+"""Numbers from outside: the paper's counts, the authors' channel statistics, the data and the log of a recorded run."""
+
+import csv
+import dataclasses
+import gzip
+import types
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+import adapter
+from conftest import ROOT
+
+SMALL = "--model wrn-10-1 --device cpu --precision fp32 --compile off".split()
+
+
+# ------------------------------------------------------------------------------------------ counts of the paper
+
+HELD = {"cifar10": (10, 5000), "cifar100": (100, 500), "stl10": (10, 500)}  # classes, training images of each
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """CIFAR and STL-10 as torchvision gives them, with as many images, of one black pixel."""
+    def stand_in(dataset):
+        K, each = HELD[dataset]
+
+        def read(root, part, download):
+            count = {"unlabeled": 30, "test": K, False: K}.get(part, K * each)
+            pixels = np.zeros((count, 3, 1, 1) if dataset == "stl10" else (count, 1, 1, 3), np.uint8)
+            labels = np.arange(count) % K
+            classes = [str(k) for k in range(K)]
+            return types.SimpleNamespace(data=pixels, targets=labels.tolist(), labels=labels, classes=classes)
+        return read
+    for dataset in HELD:
+        monkeypatch.setattr(torchvision.datasets, dataset.upper(), stand_in(dataset))
+
+
+def counts(head, gamma, K):
+    """N_k = int(N_1 gamma^(-k/(K-1))) by whole numbers: the largest n with n^(K-1) gamma^k <= N_1^(K-1)."""
+    found = []
+    for k in range(K):
+        n = found[-1] if found else head
+        while n ** (K - 1) * gamma ** k > head ** (K - 1):
+            n -= 1
+        found.append(n)
+    return found
+
+
+SETTINGS = [  # section 5 of the paper: data set, N1, M1, gamma
+    *(("cifar10", n1, m1, gamma) for n1, m1 in ((1500, 3000), (500, 4000)) for gamma in (100, 150)),
+    *(("cifar100", 150, 300, gamma) for gamma in (10, 20, 50, 100)), ("cifar100", 50, 400, 10)]
+
+
+@pytest.mark.parametrize("shift", ["consistent", "uniform", "reversed"])
+@pytest.mark.parametrize("dataset, n1, m1, gamma", SETTINGS)
+def test_every_setting_of_the_paper_has_its_counts(dataset, n1, m1, gamma, shift, published):
+    K = HELD[dataset][0]
+    config = adapter.parse(["--dataset", dataset, "--n1", n1, "--m1", m1, "--imb", gamma, "--shift", shift, *SMALL])
+    sets = adapter.load(dataclasses.replace(config, image_size=1))
+    labeled = counts(n1, gamma, K)
+    drawn = {"consistent": counts(m1, gamma, K), "uniform": [m1] * K, "reversed": counts(m1, gamma, K)[::-1]}[shift]
+    assert torch.bincount(sets.labels).tolist() == labeled
+    assert torch.bincount(sets.hidden_labels).tolist() == [n + m for n, m in zip(labeled, drawn)]
+
+
+@pytest.mark.parametrize("gamma_u", [50, 20, 10, 1, 0.1, 0.05, 0.02])
+def test_the_unlabeled_set_of_the_sweep_has_an_imbalance_of_its_own(gamma_u, published):
+    config = adapter.parse(["--dataset", "cifar100", "--imb", 50, "--imb-u", gamma_u, *SMALL])
+    sets = adapter.load(dataclasses.replace(config, image_size=1))
+    drawn = counts(300, gamma_u, 100) if gamma_u >= 1 else counts(300, round(1 / gamma_u), 100)[::-1]
+    assert torch.bincount(sets.hidden_labels).tolist() == [n + m for n, m in zip(counts(150, 50, 100), drawn)]
+
+
+@pytest.mark.parametrize("n1, gamma", [(150, 10), (150, 20), (450, 10), (450, 20)])
+def test_stl10_takes_all_its_images_as_unlabeled_ones(n1, gamma, published):
+    config = adapter.parse(["--dataset", "stl10", "--n1", n1, "--imb", gamma, *SMALL])
+    sets = adapter.load(dataclasses.replace(config, image_size=1))
+    assert torch.bincount(sets.labels).tolist() == counts(n1, gamma, 10)
+    assert len(sets.unlabeled) == 5000 + 30
+
+
+def test_the_counts_that_the_paper_and_the_talk_write_out():
+    assert counts(1500, 100, 10) == [1500, 899, 539, 323, 193, 116, 69, 41, 25, 15]
+    assert counts(3000, 100, 10)[::-1] == [30, 50, 83, 139, 232, 387, 646, 1078, 1798, 3000]
+
+
+# ---------------------------------------------------------------------------------------- channel statistics
+
+STATISTICS = {  # mean and std; where the authors write levels of 0 to 255, so does this table
+    "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1),            # semilearn/datasets/cv_datasets/cifar.py
+    "cifar100": ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4), 255),            # there
+    "stl10": ((112.4, 109.1, 98.6), (68.4, 66.6, 68.5), 255),                # cv_datasets/stl10.py
+    "folder": ((0.4811, 0.4575, 0.4079), (0.2604, 0.2532, 0.2682), 1),       # cv_datasets/small_imagenet.py, 4 digits
+    "shapes": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1)}                      # no published data
+
+
+@pytest.mark.parametrize("dataset", STATISTICS)
+def test_images_are_normalised_as_the_authors_do_it(dataset, published, image_folder):
+    """To the last bit of float32."""
+    words = ["--dataset", dataset, *SMALL, *["--data-dir", image_folder] * (dataset == "folder")]
+    config = adapter.parse(words)
+    size = 1 if dataset in HELD else 8
+    sets = adapter.load(dataclasses.replace(config, image_size=size))
+    mean, std, unit = STATISTICS[dataset]
+    for found, expected in ((sets.mean, mean), (sets.std, std)):
+        assert torch.equal(found, torch.tensor([value / unit for value in expected]).view(3, 1, 1))
+
+
+# -------------------------------------------------------------------------------------- the recorded runs' data
+
+SHAPES = {  # of the images that all recorded runs on shapes saw: mean and standard deviation of each class
+    "unlabeled": (1000, [106.944, 99.432, 104.818, 96.973, 90.057, 96.660, 96.236, 96.331, 92.943, 88.794],
+                  [85.795, 83.373, 85.399, 82.190, 80.095, 82.474, 82.522, 82.781, 80.813, 79.517]),
+    "test": (200, [106.930, 101.155, 106.072, 96.035, 91.798, 97.053, 96.168, 98.563, 93.800, 88.533],
+             [85.947, 83.526, 84.760, 82.418, 80.054, 82.777, 82.615, 82.865, 81.055, 79.490])}
+
+
+@pytest.mark.parametrize("part", SHAPES)
+def test_shapes_are_the_images_of_the_recorded_runs(part):
+    """By sums: sine and cosine differ in their last bits from machine to machine, and with them a pixel or two."""
+    sets = adapter.load(adapter.parse("--n1 500 --m1 500 --imb 1".split() + SMALL))  # the unlabeled set is all of it
+    count, means, deviations = SHAPES[part]
+    images = getattr(sets, part)
+    assert images.shape == (10 * count, 3, 16, 16)
+    images = images.double().view(10, -1)
+    assert images.mean(1).tolist() == pytest.approx(means, abs=0.005)
+    assert images.std(1).tolist() == pytest.approx(deviations, abs=0.005)
+
+
+def test_the_first_steps_are_those_of_a_recorded_run():
+    """The first row of its log, after 100 of 1,500 steps. It was made in bf16, which this comparison allows for."""
+    with gzip.open(ROOT / ".github/results/logs.csv.gz", "rt", encoding="utf-8") as file:
+        recorded = next(row for row in csv.DictReader(file) if row["run"] == "shapes-adello-reversed-imb50-s0")
+    assert recorded["step"] == "100"
+    run = adapter.make(adapter.parse("--device cpu --precision fp32 --compile off".split()))
+    loss = 0
+    for t in range(100):
+        adapter.set_step(run, t)
+        loss += adapter.step(run, adapter.batch(run))["loss_s"].item() / 100
+    q_hat = run.estimator.q_hat
+    kl = (run.q_true * (run.q_true / q_hat).log()).sum().item()
+    assert loss == pytest.approx(float(recorded["loss_s"]), rel=0.004)
+    assert kl == pytest.approx(float(recorded["kl_q_qhat"]), abs=0.004)
+    assert run.optimizer.param_groups[0]["lr"].item() == pytest.approx(float(recorded["lr"]), rel=1e-6)
