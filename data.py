@@ -6,7 +6,6 @@
 """
 
 import functools
-import glob
 import os
 import sys
 import unicodedata
@@ -21,7 +20,7 @@ from PIL import Image, ImageOps
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as TF
 
-STATISTICS = {  # mean and std of the channels; but for shapes, as in the authors' code
+STATISTICS = {  # mean and std of the channels; the authors' except for shapes
     "shapes": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
     "cifar10": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar100": ((0.507058824, 0.486666667, 0.440784314), (0.267450980, 0.256470588, 0.276078431)),
@@ -82,8 +81,8 @@ def split(labels, labeled_counts, unlabeled_counts, seed, classes=None):
 def load(config, unite=True, noise=0.35):
     """Read a data set and draw the split. Returns Data. ValueError.
 
-    config: train.Config. Without n1 the share labeled_fraction of each class is labeled, at least
-    one image. Then, and where there are images of unknown class, U is all images.
+    config: train.Config. Without n1, labeled_fraction of each class is labeled, at least one image.
+    In that case, or if some images are of unknown class, U is all images outside the test set.
     For experiments: unite=False leaves L out of U; noise is that of `shapes`.
     """
     size = config.image_size
@@ -109,11 +108,10 @@ def load(config, unite=True, noise=0.35):
     in_u = torch.full((len(images),), not any(unlabeled_counts))
     in_u[rest] = True
     in_u[chosen] = unite
-    unlabeled = images if in_u.all() else images[in_u]  # of all no copy
-    hidden_labels = labels[in_u]
+    unlabeled = images if in_u.all() else images[in_u]  # no copy if it is all
     if unknown:
         unlabeled = torch.cat([*unknown, unlabeled])
-        hidden_labels = torch.full((len(unlabeled),), -1)
+    hidden_labels = torch.full((len(unlabeled),), -1) if unknown else labels[in_u]
     mean, std = torch.tensor(STATISTICS[config.dataset]).view(2, 3, 1, 1)
     return Data(images[chosen], labels[chosen], unlabeled, hidden_labels, test, test_labels,
                 classes, mean, std)
@@ -133,7 +131,7 @@ def fingerprint(sets):
 
 
 def place(sets, device):
-    """Move a data set to the device, but for test_labels: metrics are computed on the CPU."""
+    """Move a data set to the device, except test_labels: metrics are computed on the CPU."""
     moved = {name: getattr(sets, name).to(device)
              for name in Data._fields if name not in ("test_labels", "classes")}
     return sets._replace(**moved)
@@ -160,7 +158,7 @@ def draw(count, step, seed):
 
 
 def send(tensor, device):
-    """A tensor of the CPU to a device without making the host wait."""
+    """Copy a CPU tensor to a device without making the host wait."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -189,9 +187,9 @@ def folder(root, size):
     for part in ("train", "test"):
         if not os.path.isdir(f"{root}/{part}"):
             raise ValueError(f"{wanted}: there is no folder {root}/{part}")
-        names = glob.glob("*/", root_dir=f"{root}/{part}")
+        names = [e.name for e in os.scandir(f"{root}/{part}") if e.is_dir() and e.name[0] != "."]
         # composed, since a Mac's archive writes a letter and its accent apart
-        places[part] = sorted((unicodedata.normalize("NFC", name[:-1]), name) for name in names)
+        places[part] = sorted((unicodedata.normalize("NFC", name), name) for name in names)
     classes, others = ([name for name, _ in pairs] for pairs in places.values())
     if classes != others or len({*classes}) < max(len(classes), 2):
         raise ValueError(f"{wanted}, the same classes, two at least, each once; in one of them "
@@ -254,9 +252,9 @@ def square(path, size):
     if not os.path.isfile(path):
         raise ValueError("not a regular file")
     with Image.open(path, formats=["JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM"]) as image:
-        if image.width * image.height > 2**26:  # which take about a GB in each thread
+        if image.width * image.height > 2**26:  # decoding takes about a GB in each thread
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        shallow = ("'1'", "L;2", "L;4") if "transparency" in image.info else ()  # unlike the pixels
+        shallow = ("'1'", "L;2", "L;4") if "transparency" in image.info else ()  # kept unscaled
         odd = any(bits in str(image.tile) for bits in (";12", ";16", *shallow))
         if odd or image.mode[0] in "IF" or 2 in getattr(image, "tag_v2", {}).get(339, ()):  # signed
             raise ValueError("its pixels are not of 8 bits without a sign; save them so")
@@ -306,7 +304,7 @@ def shapes(per_class, seed, size=16, noise=0.35):
 
 def normalize(images, mean, std):
     """(x / 255 - mean) / std: uint8 (N, 3, H, W) to float32; mean, std: (3, 1, 1) for [0, 1]."""
-    return (images.float() / 255 - mean) / std
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def weak(images, draws):
@@ -342,11 +340,11 @@ def affine(images, a=1, b=0, c=0, d=0, e=1, f=0):
         p, q, r = ((65536 * t + 0.5) // 1 for t in (p, q, size * r + (p + q) / 2))
         return (p * axis + q * axis[:, None] + r).long() >> 16                    # (N, 1, H, W)
 
-    column = source(a, b, c)
-    row = source(d, e, f)
-    columns = column.clamp(0, size - 1)
-    rows = row.clamp(0, size - 1)
-    return pick(images, rows, columns) * ((rows == row) & (columns == column))
+    x = source(a, b, c)
+    y = source(d, e, f)
+    columns = x.clamp(0, size - 1)
+    rows = y.clamp(0, size - 1)
+    return pick(images, rows, columns) * ((rows == y) & (columns == x))
 
 
 def rotate(images, degrees):
@@ -411,9 +409,10 @@ def random_operation(images, choice, level):
         return views
     order = number.argsort()
     sizes = torch.bincount(number, minlength=len(OPERATIONS)).tolist()
-    groups = zip(images.index_select(0, order).split(sizes), level[order].split(sizes))
+    groups = images.index_select(0, order).split(sizes)
+    levels = level[order].split(sizes)
     views = [operation(group, low + (high - low) * part)
-             for (operation, low, high), (group, part) in zip(OPERATIONS.values(), groups)]
+             for (operation, low, high), group, part in zip(OPERATIONS.values(), groups, levels)]
     return torch.cat(views).index_select(0, order.argsort())
 
 
@@ -421,12 +420,11 @@ def cutout(images, draws):
     """Fill a square of side U(0, 0.5) W about a uniform centre, by PIL's rule; draws: (N, 3)."""
     size = images.shape[-1]
     span, x, y = (size * draws[..., None, None, None]).unbind(dim=1)              # (N, 1, 1, 1)
-    side = span / 2
     axis = torch.arange(size, device=images.device)
 
-    def inside(axis, centre):
-        first = (centre - side / 2).clamp(min=0).floor()
-        return (axis >= first) & (axis <= first + side)
+    def inside(axis, centre):  # of a side of span / 2
+        first = (centre - span / 4).clamp(min=0).floor()
+        return (axis >= first) & (axis <= first + span / 2)
 
     hole = (inside(axis[:, None], y) & inside(axis, x)).to(torch.uint8)           # (N, 1, H, W)
     fill = torch.cat([value * hole for value in (125, 123, 114)], dim=1)          # (N, 3, H, W)

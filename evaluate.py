@@ -20,7 +20,7 @@ import torch
 
 import data
 
-FREE = ["data_dir", "out", "device", "compile"]  # settings that make no other run
+FREE = ["data_dir", "out", "device", "compile", "made_with"]  # what makes no other run
 
 
 @torch.no_grad()
@@ -29,8 +29,7 @@ def predict(network, images, mean, std):
     at_once = max(1, min(500, 500 * 32 * 32 // images[0, 0].numel()))  # no more memory than a step
     logits = []
     for part in images.split(at_once):
-        inputs = data.normalize(part, mean, std).contiguous(memory_format=torch.channels_last)
-        logits.append(network(inputs).float())
+        logits.append(network(data.normalize(part, mean, std)).float())
     return torch.cat(logits).cpu()
 
 
@@ -100,7 +99,7 @@ def read_run(directory):
                                for name in ("config.json", "result.json", "log.csv"))
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(log.splitlines())]
         run = FinishedRun(directory, json.loads(config), json.loads(result), rows)
-        table(group([run])) + paired(group([run]))  # what they lack shows here
+        tables(group([run]))  # what they lack shows here
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{directory} is no finished run ({error}); the command that made it "
                          "completes or mends it") from None
@@ -112,7 +111,7 @@ def unlike(run, other):
     one, two = ({**held.config, "data": (held.config.get("data") or {}).get("test")}
                 for held in (run, other))
     return [name for name in one | two
-            if one.get(name) != two.get(name) and name not in [*FREE, "made_with"]]
+            if one.get(name) != two.get(name) and name not in FREE]
 
 
 def group(runs):
@@ -159,8 +158,8 @@ def spread(values, digits=1, scale=1):
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def table(groups):
-    """A Markdown table, a row for each group of runs."""
+def tables(groups):
+    """A Markdown table, a row for each group of runs; then their differences to the first one."""
     lines = ["| run | seeds | balanced accuracy | head | medium | tail | ECE | MCE | KL(Q‖Q̂) |",
              "|" + " --- |" * 9]
     for name, runs in groups.items():
@@ -169,7 +168,7 @@ def table(groups):
         columns = " | ".join(spread(values, scale=100) for values in zip(*shares))
         kl = spread([r["kl_q_qhat"] for r in results], digits=3)
         lines.append(f"| {name} | {len(runs)} | {columns} | {kl} |")
-    return "\n".join(lines)
+    return "\n".join(lines) + paired(groups)
 
 
 def paired(groups):
@@ -219,8 +218,7 @@ def main(argv=None):
                 if place == places[-1] and not runs:
                     raise
                 print(f"note: left out: {error}", file=sys.stderr)
-        groups = group(runs)
-        print(table(groups) + paired(groups))
+        print(tables(group(runs)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

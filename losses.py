@@ -1,6 +1,6 @@
 """The losses of ADELLO and of its family (paper, section 4).
 
-    L = L_s + L_u + L_uc,  L_uc after the warm-up
+    L = L_s + L_u + L_uc,  L_uc from the warm-up step on
 
     L_s  = mean_b          H( y_b,         sigma( f(w(x_b)) + log(P_L / Q_alpha) ) )
     L_u  = mean_u M(u)     H( yhat(u),     sigma( f(W(u)) + log(Qhat / Q_alpha) ) )
@@ -9,8 +9,7 @@
 f = logits, w / W = weak / strong view, sigma = softmax, H = cross-entropy; p(u) = sigma(f(w(u))) is
 the weak prediction, yhat(u) its argmax, and p(u)^(1/T) is normalised. Means run over the whole
 batch: a sample whose factor M or 1 - M is 0 still counts in the denominator. METHODS says which
-prior alpha_t smooths to Q_alpha (`q_alpha`); smoothing, Qhat and T are in priors.py. float64 in,
-float64 out.
+prior alpha_t smooths to Q_alpha (`q_alpha`); Qhat and T: priors.py. float64 in, float64 out.
 """
 
 from typing import NamedTuple
@@ -43,9 +42,9 @@ METHODS = {
 def adjust(logits, source, target):
     """Logit adjustment (Menon et al. 2021): f + log( (source + eps) / (target + eps) ).
 
-    f is meant to hold at class prior `target`, while the batch was drawn at prior `source`. By
-    Bayes' rule the sum is the same classifier at `source`: the cross-entropy on the batch judges
-    it there, and f alone ends up at `target`.
+    f is to be the classifier for class prior `target`, but the batch has prior `source`. By Bayes'
+    rule the sum is the same classifier for `source`, so it is the sum that the cross-entropy on
+    the batch fits, and f alone ends up at `target`.
 
     logits: (N, K); source, target: (K,) priors, or both None for no adjustment. Returns (N, K).
     """

@@ -35,9 +35,8 @@ class Block(nn.Module):
         super().__init__()
         differ = inputs != outputs or stride != 1
         self.shortcut_takes_activated = differ and first_group
-        self.activate1 = nn.Identity()
-        if first_group or not differ:
-            self.activate1 = activation(inputs, bn_momentum)
+        quirk = differ and not first_group
+        self.activate1 = nn.Identity() if quirk else activation(inputs, bn_momentum)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.activate2 = activation(outputs, bn_momentum)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
@@ -120,17 +119,15 @@ class EMA:
     def update(self, model):
         """Take in the parameters and buffers that `model` has after an optimiser step."""
         # a line is a loop over pairs of tensors: average.lerp_(new, 1 - decay), average.copy_(new)
-        torch._foreach_lerp_(
-            list(self.model.parameters()), list(model.parameters()), 1 - self.decay)
-        torch._foreach_copy_(list(self.model.buffers()), list(model.buffers()))
+        torch._foreach_lerp_([*self.model.parameters()], [*model.parameters()], 1 - self.decay)
+        torch._foreach_copy_([*self.model.buffers()], [*model.buffers()])
 
 
 def optimizer(model, lr, weight_decay):
     """SGD with Nesterov momentum 0.9; no weight decay on batch-norm and biases, which are 1-d."""
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": weight_decay},
-              {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": weights, "weight_decay": weight_decay}, {"params": others}]
     fast = {"fused": weights[0].is_cuda, "foreach": not weights[0].is_cuda}
     sgd = torch.optim.SGD(groups, torch.tensor(lr), momentum=0.9, nesterov=True, **fast)
     # a checkpoint brings the flags of the machine it was written on: those of this one stay

@@ -14,10 +14,9 @@ import importlib.util
 import io
 import json
 import math
-import os
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import filelock
@@ -29,22 +28,20 @@ import models
 from losses import METHODS, complementary_loss, confidence_mask, consistency_loss, supervised_loss
 from priors import PriorEstimator, alpha_schedule, kl_divergence, smooth, uniform
 
-
 COUNT = (1, 10**9)
-SHARE = (0, 1)
 POSITIVE = (1e-9, 1e9)
-EXPORTS = ["config.json", "log.csv", "result.json"]  # made from checkpoint.pt
-COUNTS = ["t", "seconds", "rows", "totals"]          # which holds them beside the states of `kept`
+EXPORTS = ["result.json", "config.json", "log.csv"]  # made from checkpoint.pt, in this order
+PROGRESS = ["t", "seconds", "rows", "totals"]        # which it holds beside the states of `kept`
 
 
 def setting(default, meaning, allowed=None):
     """A field of Config; allowed: a list of choices, or the lowest and the highest value."""
-    return field(default=default, metadata={"meaning": meaning, "allowed": allowed})
+    return field(default=default, metadata={"help": meaning, "allowed": allowed})
 
 
 @dataclass
 class Config:
-    """The settings, an option each, with the paper's values for CIFAR-10-LT. None: not in use."""
+    """The settings, one option each, with the paper's values for CIFAR-10-LT. None: not in use."""
     # data
     dataset: str = setting("shapes", "data set", list(data.STATISTICS))
     data_dir: str = setting("data", "where its files are or are downloaded to")
@@ -52,16 +49,16 @@ class Config:
     m1: int = setting(3000, "M1, unlabeled images of the largest class", COUNT)
     imb: float = setting(100.0, "gamma of the labeled set; to reverse, see --shift", COUNT)
     shift: str = setting("consistent", "unlabeled order", ["consistent", "uniform", "reversed"])
-    imb_u: float = setting(None, "gamma of the unlabeled set, reversed below 1", POSITIVE)
-    labeled_fraction: float = setting(None, "share to label, in place of the above", (1e-9, 1))
+    imb_u: float = setting(None, "unlabeled gamma, in place of --shift; reversed below 1", POSITIVE)
+    labeled_fraction: float = setting(None, "share labeled, in place of --n1 to --imb-u", (1e-9, 1))
     image_size: int = setting(32, "side of the images in pixels", (8, 1024))
     # method
     method: str = setting("adello", "which of the family", list(METHODS))
-    alpha_min: float = setting(0.1, "alpha at the last step", SHARE)
+    alpha_min: float = setting(0.1, "alpha at the last step", (0, 1))
     d: float = setting(2.0, "exponent of the schedule of alpha", POSITIVE)
-    threshold: float = setting(0.95, "confidence of a hard pseudo-label, the mask M", SHARE)
-    warmup_steps: int = setting(50_000, "steps before CCR; else a like share of --steps", (0, 1e9))
-    prior_momentum: float = setting(0.999, "m of the estimated prior Qhat", SHARE)
+    threshold: float = setting(0.95, "confidence of a hard pseudo-label, the mask M", (0, 1))
+    warmup_steps: int = setting(50_000, "steps before CCR; by default goes with --steps", (0, 1e9))
+    prior_momentum: float = setting(0.999, "m of the estimated prior Qhat", (0, 1))
     # network and optimiser
     model: str = setting("wrn-28-2", "wrn-<depth>-<width> or resnet50")
     steps: int = setting(2**18, "T_max", COUNT)
@@ -69,8 +66,8 @@ class Config:
     mu: int = setting(2, "unlabeled images for each labeled one", (1, 1000))
     lr: float = setting(0.03, "first rate of the cosine schedule", POSITIVE)
     weight_decay: float = setting(5e-4, "on weights, not on batch-norm and biases", (0, 1e9))
-    ema: float = setting(0.999, "decay of the averaged network that is evaluated", SHARE)
-    bn_momentum: float = setting(0.001, "of batch-norm, the weight of the new batch", SHARE)
+    ema: float = setting(0.999, "decay of the averaged network that is evaluated", (0, 1))
+    bn_momentum: float = setting(0.001, "of batch-norm, the weight of the new batch", (0, 1))
     # run
     eval_every: int = setting(1024, "steps between evaluations", COUNT)
     seed: int = setting(0, "of split, initialisation, order and views", (0, 1e9))
@@ -78,14 +75,13 @@ class Config:
     precision: str = setting("auto", "of the network", ["auto", "fp32", "bf16", "fp16"])
     compile: str = setting("auto", "torch.compile; auto: on CUDA", ["auto", "on", "off"])
     out: str = setting(None, "directory; else runs/<dataset>-<method>-<shift>-imb<imb>-s<seed>")
-    variant: str = None  # the name of another Run; no option, scripts give it
+    variant: str = None  # name of a subclass of Run; not an option: scripts set it
 
 
 PRESETS = {  # what differs from the values above; None: of no use with this data set
     "shapes": dict(data_dir=None, n1=150, m1=600, imb=50.0, shift="reversed", image_size=16,
-                   warmup_steps=300, prior_momentum=0.99, model="wrn-10-1", steps=1500,
-                   batch_size=16, lr=0.05, ema=0.995, bn_momentum=0.05,
-                   eval_every=100),  # a short run, so faster averages
+                   model="wrn-10-1", steps=1500, warmup_steps=300, batch_size=16, eval_every=100,
+                   lr=0.05, ema=0.995, prior_momentum=0.99, bn_momentum=0.05),  # faster averages
     "cifar10": {},
     "cifar100": dict(n1=150, m1=300, imb=50.0),
     "stl10": dict(n1=150, m1=None, imb=20.0, shift=None, imb_u=None, warmup_steps=0),
@@ -94,7 +90,6 @@ PRESETS = {  # what differs from the values above; None: of no use with this dat
 
 class Run:
     """A training: what learns, and what has been recorded. A variant overrides what it changes."""
-
     kept = ["model", "ema", "optimizer", "scaler", "estimator"]  # states that a checkpoint carries
 
     def __init__(self, config, sets=None, model=None):
@@ -117,11 +112,10 @@ class Run:
         self.optimizer = models.optimizer(self.model, config.lr, config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.estimator = PriorEstimator(K, config.prior_momentum, device)  # Qhat and T
-
         self.t = 0                                                        # steps done
-        self.seconds = 0.0                                                # of all starts
+        self.seconds = 0.0                                                # over all starts
         self.rows = []                                                    # of log.csv
-        self.totals = {}                          # sums of a step's scalars since the last row
+        self.totals = {}                          # sums of what `step` returns since then
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = False  # so that fp32 is fp32 on every GPU
         if config.compile == "on":
@@ -130,8 +124,8 @@ class Run:
     def step(self, labeled, labels, unlabeled, hidden_labels, draws):
         """Step t of the training. Returns named scalars for the log.
 
-        labeled: (B, 3, H, W) uint8; labels: (B,); unlabeled: (U, 3, H, W) uint8; hidden_labels:
-        (U,), -1 where unknown, counted and not learned from; draws: (B + U, 15) of data.draw.
+        labeled: (B, 3, H, W) uint8; labels: (B,); unlabeled: (U, 3, H, W) uint8, U = mu B;
+        hidden_labels: (U,), -1: unknown, for the log alone; draws: (B + U, 15) from data.draw.
         """
         config = self.config
         method = METHODS[config.method]
@@ -147,7 +141,7 @@ class Run:
 
         # priors: the losses use Qhat from before this step; T is computed from Qhat after it
         q_hat = self.estimator.q_hat.clone()
-        with_ccr = method.ccr is not None and self.t >= config.warmup_steps
+        with_ccr = method.ccr and self.t >= config.warmup_steps
         if method.unlabeled:
             self.estimator.update(probs, first_ccr_step=with_ccr and self.t == config.warmup_steps)
         p_labeled = q_source = q_alpha = None                             # no adjustment
@@ -156,7 +150,7 @@ class Run:
             q_source = q_hat
             target = {"p_labeled": p_labeled, "q_hat": q_hat, "q_true": self.q_true}[method.target]
             alpha = alpha_schedule(self.t, config.steps, config.alpha_min, config.d)
-            q_alpha = smooth(target, torch.tensor(alpha))                 # alpha in float32, too
+            q_alpha = smooth(target, torch.tensor(alpha))                 # alpha as float32
 
         # losses: L = L_s + L_u + L_uc
         loss_s = supervised_loss(logits_labeled, labels, p_labeled, q_alpha)
@@ -178,7 +172,7 @@ class Run:
         """SGD at the rate lr cos(7 pi t / (16 T_max)), then the moving average."""
         rate = self.config.lr * math.cos(7 * math.pi * self.t / (16 * self.config.steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = torch.tensor(rate)                              # in float32, too
+            group["lr"] = torch.tensor(rate)                              # as float32
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -190,8 +184,7 @@ class Run:
         weak = data.weak(torch.cat([labeled, unlabeled]), draws[:, :3])
         strong = data.strong(unlabeled, draws[len(labeled):, 3:])
         images = data.normalize(torch.cat([weak, strong]), self.sets.mean, self.sets.std)
-        images = images.contiguous(memory_format=torch.channels_last)
-        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
             return self.network(images).float()
 
@@ -205,8 +198,7 @@ class Run:
 
     def batch(self):
         """The arguments of step t, on the device: functions of the data, the seed and t alone."""
-        config = self.config
-        sets = self.sets
+        config, sets = self.config, self.sets
         B = config.batch_size
         U = B * config.mu if METHODS[config.method].unlabeled else 0
         x = data.batch_indices(len(sets.labeled), B, self.t, config.seed, "labeled")
@@ -217,14 +209,13 @@ class Run:
 
 
 def train(run, directory):
-    """Steps to the last; a checkpoint at each evaluation and once a minute. Returns the result.
+    """Train to the last step; save at each evaluation and once a minute. Returns the result.
 
-    directory: None writes and prints nothing. FloatingPointError: a loss is not finite; OSError.
+    directory: None writes and prints nothing. OSError; FloatingPointError: a value is not finite.
     """
     config = run.config
     begun = time.monotonic() - run.seconds
-    last = None  # time and step of the last save; at first of the first step, which may compile
-    result = None
+    last = result = None  # last: time and step of the last save; at first of the first step
     while run.t < config.steps:
         for name, value in run.step(*run.batch()).items():
             run.totals[name] = run.totals.get(name, 0) + value
@@ -238,18 +229,16 @@ def train(run, directory):
             continue
         if not all(torch.isfinite(total) for total in run.totals.values()):
             raise FloatingPointError("the loss is not finite; try a lower --lr")
-        status = f"step {run.t}/{config.steps}"
-        if evaluating:
-            result = record(run)
-            for name in ("loss_s", "balanced_accuracy", "ece"):
-                status += f"  {name} {result[name]:.3f}"
+        result = record(run) if evaluating else None
         if directory:
             save(run, directory, result if done else None)
+            shown = ("loss_s", "balanced_accuracy", "ece") if evaluating else ()
+            status = [f"step {run.t}/{config.steps}", *(f"{k} {result[k]:.3f}" for k in shown)]
             if now > last[0]:
                 rate = (run.t - last[1]) / (now - last[0])
                 left = datetime.timedelta(seconds=int((config.steps - run.t) / rate))
-                status += f"  {rate:.1f} steps/s  ETA {left}"
-            print(status, flush=True)
+                status += [f"{rate:.1f} steps/s", f"ETA {left}"]
+            print("  ".join(status), flush=True)
         last = now, run.t
     return result
 
@@ -263,65 +252,63 @@ def record(run):
     found = evaluate.metrics(logits, run.sets.test_labels)
     steps = run.t - (run.rows[-1]["step"] if run.rows else 0)
     means = {name: (total / steps).item() for name, total in run.totals.items()}
-    right_rate = means.pop("right_rate")
-    q_hat = run.estimator.q_hat.cpu()
-    unknown = run.q_true is None
+    accuracy = means.pop("right_rate") / (means["mask_rate"] or math.nan)      # of the confident
+    q_hat, q_true = run.estimator.q_hat, run.q_true
     row = {"step": run.t, "seconds": run.seconds,
            "lr": run.optimizer.param_groups[0]["lr"].item(),                  # of the step done
            "alpha": alpha_schedule(run.t, config.steps, config.alpha_min, config.d), **means,
-           "pseudo_label_accuracy":
-               math.nan if unknown or not means["mask_rate"] else right_rate / means["mask_rate"],
-           "kl_q_qhat": math.nan if unknown else kl_divergence(run.q_true.cpu(), q_hat).item(),
+           "pseudo_label_accuracy": math.nan if q_true is None else accuracy,
+           "kl_q_qhat": math.nan if q_true is None else kl_divergence(q_true, q_hat).item(),
            "temperature": run.estimator.temperature.item(),
-           "kl_uniform_qhat": kl_divergence(uniform(len(q_hat)), q_hat).item(),
+           "kl_uniform_qhat": kl_divergence(uniform(len(q_hat), q_hat.device), q_hat).item(),
            **{name: value for name, value in found.items() if not isinstance(value, list)}}
     run.rows.append(row)
     run.totals = {}
     result = row | found | {"classes": run.sets.classes, "p_labeled": run.p_labeled,
-                            "q_hat": q_hat, "q_true": run.q_true}
-    text = json.dumps(result, default=torch.Tensor.tolist)
+                            "q_hat": q_hat, "q_true": q_true}
+    text = json.dumps(result, default=lambda tensor: tensor.tolist())
     return json.loads(text, parse_constant=lambda nan: None)  # what is unknown is null
 
 
 def save(run, directory, result=None):
-    """checkpoint.pt, which holds everything, whole or not at all; then the others. OSError."""
+    """Write checkpoint.pt, whole or not at all, then the files that are made from it. OSError."""
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
-    state = {"config": asdict(run.config), "data": run.fingerprint, "result": result,
+    state = {"config": vars(run.config), "data": run.fingerprint, "result": result,
              "made_with": {"torch": str(torch.__version__), "device": device,
                            "threads": torch.get_num_threads()},
-             **{name: getattr(run, name) for name in COUNTS},
+             **{name: getattr(run, name) for name in PROGRESS},
              **{name: getattr(run, name).state_dict() for name in run.kept}}
     file = io.BytesIO()
     torch.save(state, file)
     checksum = hashlib.sha256(file.getvalue()).digest()
-    (directory / "checkpoint.pt.tmp").write_bytes(file.getvalue() + checksum)
-    os.replace(directory / "checkpoint.pt.tmp", directory / "checkpoint.pt")
+    temporary = directory / "checkpoint.pt.tmp"
+    temporary.write_bytes(file.getvalue() + checksum)
+    temporary.replace(directory / "checkpoint.pt")
     export(state, directory)
 
 
 def export(state, directory):
     """The files that are made from a checkpoint, written where they differ. OSError."""
-    rows = state["rows"]
-    lines = [row.keys() for row in rows[:1]] + [row.values() for row in rows]
+    lines = [*state["rows"][:1], *(row.values() for row in state["rows"])]  # the keys come first
     log = "".join(",".join(map(str, line)) + "\n" for line in lines)
     config = state["config"] | {"made_with": state["made_with"], "data": state["data"]}
-    texts = [json.dumps(config, indent=1), log, json.dumps(state["result"], indent=1)]
+    texts = [json.dumps(part, indent=1) for part in (state["result"], config)] + [log]
     for name, text in zip(EXPORTS, texts):
         path = directory / name
-        if text == "null":  # no result yet
+        if text == "null":  # no result yet; an old one goes before the settings that it belongs to
             path.unlink(missing_ok=True)
         elif not path.exists() or path.read_bytes() != text.encode():
             path.write_bytes(text.encode())
 
 
 def read_checkpoint(path, device="cpu"):
-    """The state that `save` wrote, without running code from it; None: no file. ValueError."""
+    """The state that `save` wrote, None without a file. Runs no code from it. ValueError."""
     if not path.exists():
         return None
     content = path.read_bytes()
     if hashlib.sha256(content[:-32]).digest() == content[-32:]:
         state = torch.load(io.BytesIO(content[:-32]), device, weights_only=True)
-        if {"config", "made_with", "data", "result", *COUNTS, *Run.kept} <= {*state}:
+        if {"config", "made_with", "data", "result", *PROGRESS, *Run.kept} <= {*state}:
             return state
     raise ValueError(f"{path} is damaged or no run's checkpoint; give another --out or --fresh")
 
@@ -332,12 +319,12 @@ def restore(run, state):
         raise ValueError(f"--out {run.config.out} holds a run on other data; see --fresh")
     for name in run.kept:
         getattr(run, name).load_state_dict(state[name])
-    vars(run).update({name: state[name] for name in COUNTS})
+    vars(run).update({name: state[name] for name in PROGRESS})
 
 
 def compare(held, asked, given):
-    """ValueError unless a directory's run is the one asked for; names a typed setting first."""
-    for name in sorted(asked, key=lambda name: name not in given):
+    """ValueError unless the run held is the one asked for; names the options given first."""
+    for name in [*given, *asked]:
         if name not in evaluate.FREE and held.get(name) != asked[name]:
             raise ValueError(f"--out holds a run with {option(name)} {held.get(name)}, not "
                              f"{asked[name]}; give another --out or --fresh")
@@ -357,7 +344,7 @@ def hold(directory):
 
 
 def option(name):
-    """As the user types it."""
+    """A setting's name as the user types it."""
     return "--" + name.replace("_", "-")
 
 
@@ -372,24 +359,22 @@ def parse(argv=None, variant=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                     argument_default=argparse.SUPPRESS, allow_abbrev=False,
                     epilog="In brackets: the values for cifar10; PRESETS holds the others'.")
-    settings = {f.name: f.metadata for f in fields(Config) if f.metadata}
-    for name, about in settings.items():
-        choices = about["allowed"] if isinstance(about["allowed"], list) else None
-        parser.add_argument(option(name), type=Config.__annotations__[name], choices=choices,
-                            help=f"{about['meaning']} ({getattr(Config, name)})")
+    settings = [f for f in fields(Config) if f.metadata]
+    for f in settings:
+        parser.add_argument(option(f.name), type=f.type, help=f"{f.metadata['help']} ({f.default})",
+                            choices=f.metadata["allowed"] if f.type is str else None)
     parser.add_argument("--fresh", action="store_true", help="start over where --out holds a run")
     given = vars(parser.parse_args(argv))
-    if [] in given.values():
+    if [] in given.values():  # what argparse makes of --m1=--
         raise ValueError(f"-- is no value: {' '.join(argv or sys.argv[1:])}")
-    for name in [name for name in settings if isinstance(given.get(name), (int, float))]:
-        low, high = settings[name]["allowed"]
-        if not low <= given[name] <= high:
-            raise ValueError(f"{option(name)} {given[name]} must be in [{low}, {high}]: "
-                             f"{settings[name]['meaning']}")
+    for f in [f for f in settings if isinstance(given.get(f.name), (int, float))]:
+        low, high = f.metadata["allowed"]
+        if not low <= given[f.name] <= high:
+            raise ValueError(f"{option(f.name)} {given[f.name]} must be in [{low}, {high}]: "
+                             f"{f.metadata['help']}")
     preset = PRESETS[given.get("dataset", "shapes")]
-    default = asdict(Config()) | preset
+    default = vars(Config()) | preset
     values = default | {"variant": variant} | given
-    values.pop("fresh", None)
     # an option that would have no effect is refused
     unused = {name: values["dataset"] for name, value in preset.items() if value is None}
     if "n1" in given:
@@ -404,7 +389,7 @@ def parse(argv=None, variant=None):
         values[name] = None
     if "warmup_steps" not in given:
         values["warmup_steps"] = default["warmup_steps"] * values["steps"] // default["steps"]
-    config = Config(**values)
+    config = Config(**{name: values[name] for name in default})
     if config.warmup_steps > config.steps:
         raise ValueError(f"--warmup-steps {config.warmup_steps} is beyond --steps {config.steps}")
     choose(config)
@@ -416,7 +401,7 @@ def parse(argv=None, variant=None):
 
 
 def choose(config):
-    """In place of `auto`, what this machine can do: device, precision, compile. ValueError."""
+    """Replace each `auto` (device, precision, compile) by what this machine can do. ValueError."""
     device = config.device
     if device in ("auto", "cuda"):
         device = "cuda:0" if device == "cuda" or torch.cuda.device_count() else "cpu"
@@ -445,7 +430,7 @@ def choose(config):
 def main(argv=None, kind=Run, variant=None):
     """The command. Returns its status: 0; 1, a fault; 2, the user's mistake; 130, interrupted.
 
-    kind: makes a run of a Config, a subclass of Run as a rule; variant: its name.
+    kind: Run, a subclass, or a function that makes one from a Config; variant: its name.
     """
     run = lock = None
     try:
@@ -454,12 +439,12 @@ def main(argv=None, kind=Run, variant=None):
         lock = hold(directory)
         path = directory / "checkpoint.pt"
         if not path.exists() and any((directory / name).exists() for name in EXPORTS):
-            raise ValueError(f"--out {directory} holds somebody else's results; give another --out")
+            raise ValueError(f"--out {directory} holds results, no checkpoint; give another --out")
         state = None if "fresh" in given else read_checkpoint(path, config.device)
         if state:
             if given.get("precision", "auto") == "auto":  # that of the machine where it began
                 config.precision = state["config"].get("precision")
-            compare(state["config"], asdict(config), given)
+            compare(state["config"], vars(config), given)
         prepared = kind(config)
         if state:
             restore(prepared, state)
@@ -467,10 +452,9 @@ def main(argv=None, kind=Run, variant=None):
         else:
             save(prepared, directory)
         run = prepared  # from here on a fault is the training's: status 1, with its step
-        print(f"{variant or config.method} on {config.dataset}: {len(run.sets.classes)} classes, "
-              f"{len(run.sets.labels)} labeled, {len(run.sets.unlabeled)} unlabeled images; from "
-              f"step {run.t}; {config.model}, {config.device}, {config.precision}, compile "
-              f"{config.compile}", flush=True)
+        print(f"{variant or config.method} on {config.dataset}: {len(run.sets.labels)} labeled, "
+              f"{len(run.sets.unlabeled)} unlabeled images; from step {run.t}; {config.model}, "
+              f"{config.device}, {config.precision}, compile {config.compile}", flush=True)
         for name in ("ema", "prior_momentum"):
             if getattr(config, name) ** config.steps > 0.05:
                 print(f"note: {option(name)} is high for {config.steps} steps", file=sys.stderr)
@@ -480,7 +464,7 @@ def main(argv=None, kind=Run, variant=None):
         print("\ninterrupted; without --fresh the same command continues from the last save")
         return 130
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise  # a fault of the code, to be shown whole
         where = f"step {run.t}: " if run else ""
         print(f"error: {where}{' '.join(str(error).split()) or 'out of memory'}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """The other methods of the paper's table, each a change of the FixMatch run.
 
     python tests/baselines.py darp --seed 0                     # or cossl, debiaspl, abc
-    python tests/baselines.py crest --generations 6 --seed 0    # trains six times
+    python tests/baselines.py crest --seed 0                    # trains six times
     python tests/baselines.py crt runs/shapes-darp-reversed-imb50-s0     # a new classifier on a finished run
     python tests/baselines.py la runs/shapes-fixmatch-reversed-imb50-s0  # argmax f - log P_L
 
@@ -29,9 +29,7 @@ def kind_of(variant):
     """What makes a run of this name, None where no script here does."""
     if variant is None:
         return train.Run
-    if variant.startswith("crest") and "+" not in variant:
-        return crest.last_generation
-    return TRAINED.get(variant) or ablations.kind_of(variant)
+    return {**TRAINED, "crest": crest.last_generation}.get(variant) or ablations.kind_of(variant)
 
 
 def main(arguments):

@@ -1,8 +1,6 @@
 """How fast is a training step, how fast could it be, and how fast is the conventional pipeline?
 
     python tests/benchmark.py                     # the paper's step: WRN-28-2, 64 + 128 + 128 images
-    python tests/benchmark.py --eager             # on a GPU: also the step that is not compiled
-    python tests/benchmark.py --sizes             # and how it grows with batch, image size, images
     python tests/benchmark.py --authors ADELLO-LTSSL   # also a step of the authors' code, see authors.py
     python tests/benchmark.py --batch-size 16 --model wrn-10-1 --image-size 16 --steps 20
 
@@ -40,6 +38,7 @@ import train
 from pil_operations import PIL_OPERATIONS
 
 MEAN, STD = data.STATISTICS["shapes"]
+REPEATS = 5
 
 
 def seconds(function, device, repeats=3, calls=1):
@@ -334,38 +333,17 @@ def augmentation_alone(sets, size):
 
 # --------------------------------------------------------------------------------------- the figures
 
-def in_turns(ours, others, steps, repeats):
+def in_turns(ours, others, steps):
     """Seconds of a step, a dict for each repetition: "step", ours, and those of the others, of class Elsewhere."""
     turns = []
     try:
-        for _ in range(repeats + 1):
+        for _ in range(REPEATS + 1):
             turns.append({"step": timed(ours.step, ours.device, steps)}
                          | {name: other(steps) for name, other in others.items()})
     finally:
         for other in others.values():
             other.end()
     return turns[1:]  # the first is the warm-up: compilation, worker start
-
-
-def show(name, taken, B, remark):
-    print(f"{name:22} {1e3 * taken:10.1f} ms   {5 * B / taken:8.0f} images/s   {remark}")
-
-
-def growth(options, steps):
-    """The step at other batches, image sizes and numbers of images."""
-    print("\nmedian ms a step by batch size, by image size, by number of images")
-    B = options.batch_size
-    for label, changes in [(f"batch {b}", dict(batch_size=b)) for b in (B // 4, B // 2, B)] + [
-            (f"image size {s}", dict(image_size=s, batch_size=B // 4)) for s in (16, 32, 64)]:
-        other = Ours(options, **changes)
-        print(f"  {label:18} {1e3 * seconds(other.step, other.device, 3, steps):9.1f}")
-    small = Ours(options, batch_size=B // 4)
-    sets = small.run.sets
-    for n in (5_000, 50_000, 500_000):
-        times = n // len(sets.unlabeled) + 1
-        small.run.sets = sets._replace(unlabeled=sets.unlabeled.repeat(times, 1, 1, 1)[:n],
-                                       hidden_labels=sets.hidden_labels.repeat(times)[:n])
-        print(f"  {f'{n} images':18} {1e3 * seconds(small.step, small.device, 3, steps):9.1f}")
 
 
 def main():
@@ -377,10 +355,7 @@ def main():
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", default="auto")
     parser.add_argument("--steps", type=int, help="steps of a repetition (default: 3 on a CPU, 50 on a GPU)")
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions (default: 5)")
-    parser.add_argument("--eager", action="store_true", help="also the step without torch.compile")
     parser.add_argument("--authors", metavar="CHECKOUT", help="also a step of the authors' code")
-    parser.add_argument("--sizes", action="store_true", help="also other batches, image sizes, numbers of images")
     options = parser.parse_args()
     ours = Ours(options)
     device = ours.device
@@ -397,27 +372,24 @@ def main():
     others = {}
     if ours.config.precision != "fp32":
         others["step, fp32"] = Elsewhere(Ours, options, precision="fp32")
-    if options.eager:
-        others["eager"] = Elsewhere(Ours, options, compile="off")
     others["conventional"] = Elsewhere(Conventional, options, sets, device)
     if options.authors:
         others["authors"] = Elsewhere(Authors, options)
-    turns = in_turns(ours, others, steps, options.repeats)
+    turns = in_turns(ours, others, steps)
     peak = peak_memory(device)
     medians = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
     step = medians["step"]
-    remarks = {"step": f"2^18 steps: {2**18 * step / 3600:.1f} h", "eager": "without torch.compile",
+    remarks = {"step": f"2^18 steps: {2**18 * step / 3600:.1f} h",
                "conventional": f"{os.cpu_count()} workers, fp32", "authors": "their code as they ship it, fp32"}
     print()
     for name, taken in medians.items():
-        show(name, taken, B, remarks.get(name, ""))
+        print(f"{name:22} {1e3 * taken:10.1f} ms   {5 * B / taken:8.0f} images/s   {remarks.get(name, '')}")
     for label, slow in {"ratio": "conventional", "authors' ratio": "authors"}.items():
         for fast in ("step", "step, fp32"):
             if {slow, fast} <= others.keys() | {"step"}:
                 ratios = sorted(turn[slow] / turn[fast] for turn in turns)
                 print(f"{label + fast.removeprefix('step'):22} {statistics.median(ratios):10.2f}      from "
-                      f"{ratios[0]:.2f} to {ratios[-1]:.2f} over {options.repeats} interleaved repetitions of "
-                      f"{steps} steps")
+                      f"{ratios[0]:.2f} to {ratios[-1]:.2f} over {REPEATS} interleaved repetitions of {steps} steps")
     a, b, ratio = augmentation_alone(sets, options.image_size)
     print(f"{'augmentation':22} {1e3 * a:10.1f} ms   against {1e3 * b:.1f} ms by PIL on one core: {ratio:.1f} times")
 
@@ -430,8 +402,6 @@ def main():
           f"{least / 1e9:.2f} GB at {bandwidth / 1e9:.1f} GB/s = {1e3 * least / bandwidth:.1f} ms; "
           f"the step takes {step / floor:.1f} times the larger")
     print(f"peak memory: {peak}")
-    if options.sizes:
-        growth(options, steps)
 
 
 if __name__ == "__main__":

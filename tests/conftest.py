@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import hashlib
 import json
 import signal
 import sys
@@ -108,6 +109,11 @@ def train_small(image_folder, tmp_path, monkeypatch):
     return run
 
 
+def parse(*words, variant=None):
+    """The Config of a command line, with numbers allowed among its words."""
+    return train.parse([str(word) for word in words], variant)[0]
+
+
 def raises(error):
     raise error
 
@@ -122,9 +128,9 @@ def at_step(t, act, kind=train.Run):
     return Acting
 
 
-def stopping_after(steps, error=KeyboardInterrupt):
-    """A run that ends with an error where it has done this many steps."""
-    return at_step(steps, lambda: raises(error))
+def stopping_after(steps, kind=train.Run):
+    """A kind of run that is interrupted where it has done this many steps."""
+    return at_step(steps, lambda: raises(KeyboardInterrupt), kind)
 
 
 @pytest.fixture
@@ -185,6 +191,11 @@ def assert_same(first, second, where=""):
             assert_same(one, other, f"{where}/{i}")
     else:
         assert first == second or first != first and second != second, (where, first, second)
+
+
+def sealed(content):
+    """Bytes with the trailer that says that nothing in them has changed."""
+    return content + hashlib.sha256(content).digest()
 
 
 def made_up_run(directory, accuracy=0.5, result=(), **settings):

@@ -3,7 +3,6 @@
     python tests/exercises.py blank smooth adjust            # or: blank all
     python tests/exercises.py blank all --no-formula --out homework
     python tests/exercises.py grade homework smooth adjust   # without names: all exercises
-    python tests/exercises.py grade                          # a student, in a copy: what was handed out there
 
 `blank` writes a copy of the project in which these functions raise NotImplementedError; some exercises are
 answered in the copy's answers.py. `grade` prints one line per exercise, "passed" or the first property that
@@ -30,8 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 MODULES = ["priors.py", "losses.py", "data.py", "models.py", "evaluate.py", "train.py"]
 COPIED = [*MODULES, "README.md", "requirements.txt", "tests/exercises.py", "tests/test_exercises.py"]
-HANDED_OUT = "exercises.txt"              # in a copy: the names of its exercises, for its student's own use
-HEADING = "## For a course: exercises"    # in the README, above the table
+HANDED_OUT = "exercises.txt"  # in a copy: the names of its exercises, for its student's own use
 # each exercise is tested in a process of its own; on Linux a server forks it that has imported torch already
 PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 PRELOADED = ["torch", "torchvision.datasets", "torchvision.transforms.v2", "pytest"]
@@ -61,9 +59,7 @@ EXERCISES = [
     Exercise("own_method", "losses.METHODS", "a row of your own in the family of methods"),
 ]
 NAMES = [exercise.name for exercise in EXERCISES]
-NEEDS = {"complementary_loss": ["adjust"], "estimator_update": ["imbalance_temperature"],  # what it calls
-         "own_method": ["alpha_schedule", "smooth", "estimator_update", "adjust", "complementary_loss", "weak",
-                        "reliability", "ema_update"]}
+NEEDS = {"complementary_loss": ["adjust"], "estimator_update": ["imbalance_temperature"]}  # what it calls
 PLACES = {exercise.name: exercise.place for exercise in EXERCISES}
 
 ANSWERS = {
@@ -199,30 +195,17 @@ def without_formulas(source):
     return "\n".join(lines) + "\n"
 
 
-def without_formulas_in_readme(text):
-    """The same for the README: its table of paper and code, and its prose; commands stay."""
-    parts, fenced = [], False
-    for line in text.splitlines():
-        fenced ^= line.startswith("```")
-        if line.startswith("|") and ".py)" in line:
-            line = "|".join(hide(cell) if "](" not in cell else cell for cell in line.split("|"))
-        elif not (fenced or line.startswith(("|", "    "))):
-            line = hide(line)
-        parts.append(line)
-    return "\n".join(parts) + "\n"
-
-
 def blank(names, directory, formulas=True):
     """Write a copy of the project in which these exercises are open. ValueError where something is already."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} exists and is not empty; name another --out")
     (directory / "tests").mkdir(parents=True, exist_ok=True)
     for name in COPIED:
+        if name == "README.md" and not formulas:
+            continue
         text = (ROOT / name).read_text(encoding="utf-8")
         if not formulas and name in MODULES:
             text = without_formulas(text)
-        if not formulas and name == "README.md":
-            text = without_formulas_in_readme(text)
         for exercise in names:
             place = PLACES[exercise]
             if place.startswith(name.removesuffix(".py") + ".") and exercise not in ANSWERS:
@@ -282,15 +265,6 @@ def grade(directory, names, timeout=60):
     return 0 if passed == len(names) else 1
 
 
-def handed_out():
-    """The exercises of the copy that this file is in. ValueError where it is none."""
-    try:
-        listed = (ROOT / HANDED_OUT).read_text(encoding="utf-8").split()
-    except FileNotFoundError:
-        raise ValueError(f"{ROOT} is no copy that `blank` has written; name one, and its exercises") from None
-    return [name for name in NAMES if name in listed] or NAMES
-
-
 # -------------------------------------------------------------------------------------- command line
 
 def table():
@@ -307,37 +281,30 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     hand_out = commands.add_parser("blank", help="write a copy of the project with open exercises")
-    hand_out.add_argument("names", nargs="+", metavar="NAME", choices=["all", *NAMES, *PLACES.values()],
+    hand_out.add_argument("names", nargs="+", metavar="NAME", choices=["all", *NAMES],
                           help="all, or some of: " + ", ".join(NAMES))
-    hand_out.add_argument("--no-formula", action="store_true", help="without the formulas in docstrings and README")
+    hand_out.add_argument("--no-formula", action="store_true", help="without the README and the formulas in docstrings")
     hand_out.add_argument("--out", default="exercises", help="the copy's directory (default: %(default)s)")
     graded = commands.add_parser("grade", help="one line per exercise: passed, or the first property that failed")
-    graded.add_argument("directory", nargs="?", help="a copy (default: the one this file is in)")
+    graded.add_argument("directory", type=Path, help="a copy")
     graded.add_argument("names", nargs="*", metavar="NAME", help="what was handed out (default: all)")
     graded.add_argument("--timeout", type=float, default=60, help="seconds for an exercise (default: %(default)s)")
-    commands.add_parser("table", help="the README's table of exercises")
     options = parser.parse_args(argv)
-    if options.command == "table":
-        print(table())
-        return 0
     try:
         if options.command == "grade":
-            directory = Path(options.directory or ROOT).resolve()
-            if not (directory / "priors.py").exists():
-                raise ValueError(f"{directory} holds no copy of the project")
+            if not (options.directory / "priors.py").exists():
+                raise ValueError(f"{options.directory} holds no copy of the project")
             unknown = [name for name in options.names if name not in NAMES]
             if unknown:
                 raise ValueError(f"no exercise {unknown[0]}: {', '.join(NAMES)}")
-            names = options.names or NAMES if options.directory else handed_out()
-            return grade(directory, names, options.timeout)
-        asked = NAMES if "all" in options.names else options.names
-        names = [e.name for e in EXERCISES if e.name in asked or e.place in asked]
+            return grade(options.directory.resolve(), options.names or NAMES, options.timeout)
+        names = [name for name in NAMES if name in options.names or "all" in options.names]
         blank(names, Path(options.out), not options.no_formula)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{options.out}: {', '.join(names)}")
-    print(f"then: python {Path(options.out) / 'tests' / 'exercises.py'} grade")
+    print("To test them, in this directory: python -m pytest tests/test_exercises.py")
     return 0
 
 

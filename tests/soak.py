@@ -1,15 +1,13 @@
-"""The long tests, for a person to run: faults of every kind until the time is over, random settings, many classes.
+"""A long test, for a person to run: processes killed at random, and random settings, until the time is over.
 
-    python tests/soak.py [--minutes 10] [--kinds kills writes flips exports data settings] [--classes 10000]
+    python tests/soak.py [--minutes 10] [--kinds kills settings]
 
-Each kind takes its turn: kills at random moments of a process, kills inside a write, flipped bits in a checkpoint,
-damaged exports, changed data, random settings. Whatever happens to a run, the same command has to complete it to the
-same bits, or to say in one line why not. The first that does not ends the soak with its traceback.
+Each kind takes its turn. Whatever happens to a run, the same command has to complete it to the same bits, or to say in
+one line why not. The first that does not ends the soak with its traceback.
 """
 
 import argparse
 import collections
-import hashlib
 import io
 import itertools
 import json
@@ -24,44 +22,14 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train
-from conftest import assert_same, state_of, stopping_after
+from conftest import assert_same, coloured_classes, state_of
 from losses import METHODS
-
-
-# ------------------------------------------------------------------------------- shared with the tests
-
-class Killed(BaseException):
-    """Nothing in the program catches it, as nothing catches a kill."""
-
-
-def failing(function, n, error, and_later=False):
-    """The function, but for its n-th call (and later ones), which raises the error."""
-    calls = itertools.count(1)
-
-    def fails(*arguments, **options):
-        call = next(calls)
-        if call == n or and_later and call > n:
-            raise error
-        return function(*arguments, **options)
-    return fails
-
-
-def flipped(content, place, bit):
-    """These bytes with one bit turned over."""
-    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1:]
-
-
-def sealed(content):
-    """Bytes with the trailer that says that nothing in them has changed."""
-    return content + hashlib.sha256(content).digest()
 
 
 def random_arguments(seed, folder):
@@ -89,12 +57,12 @@ def random_arguments(seed, folder):
             *(str(part) for pair in chosen.items() for part in pair)]
 
 
-def quietly(arguments, kind=train.Run):
+def quietly(arguments):
     """train.main without its output. Returns the exit status and the lines on stderr."""
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     err = io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        status = train.main(list(map(str, arguments)), kind)
+        status = train.main(list(map(str, arguments)))
     return status, err.getvalue().splitlines()
 
 
@@ -120,28 +88,6 @@ def check(seed, folder, directory):
 
 RUN = ("--n1 20 --m1 20 --imb 4 --model wrn-10-1 --bn-momentum 0.05 --image-size 16 --batch-size 8 --steps 40 "
        "--eval-every 2 --dataset folder --data-dir").split()
-SHORT = ["--steps", 6, "--eval-every", 3]
-
-
-def make_folder(root, classes=3, train_images=40, test_images=10):
-    """A folder data set of coloured noise."""
-    draw = np.random.default_rng(0)
-    for part, count in (("train", train_images), ("test", test_images)):
-        for k in range(classes):
-            directory = root / part / f"{k:05}"
-            directory.mkdir(parents=True)
-            for i in range(count):
-                pixels = draw.integers(0, 120, (16, 16, 3), dtype=np.uint8)
-                pixels[..., k % 3] += 120
-                Image.fromarray(pixels).save(directory / f"{i}.png")
-    return root
-
-
-def start(*arguments, inside=""):
-    """train.py as a process of its own, on one thread; inside: what it does first."""
-    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train\n{inside}\nsys.exit(train.main())"
-    return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], text=True, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def kills(draw, root, folder, whole):
@@ -149,7 +95,9 @@ def kills(draw, root, folder, whole):
     directory = root / "killed"
     count = 0
     while True:
-        process = start(*RUN, folder, "--out", directory)
+        process = subprocess.Popen([sys.executable, ROOT / "train.py", *RUN, folder, "--out", directory], text=True,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
         while not (directory / ".lock").exists() and process.poll() is None:
             time.sleep(0.01)
         deadline = time.monotonic() + (draw.uniform(0, 3) if count < 6 else 600)
@@ -162,89 +110,8 @@ def kills(draw, root, folder, whole):
         count += 1
         train.read_checkpoint(directory / "checkpoint.pt")  # whole, or not there yet
     assert process.returncode == 0, process.stderr.read()
-    assert_same(whole["long"], state_of(directory))
+    assert_same(whole, state_of(directory))
     return count
-
-
-def writes(draw, root, folder, whole):
-    """A run, its process ended between a write and its renaming, and another, ended in the middle of a write."""
-    for part in (1, 0.5):
-        directory = root / f"cut{part}"
-        n = draw.randrange(whole["replacements"])  # the ones before the n-th do their work
-        inside = (f"import os, itertools; real = os.replace; calls = itertools.count()\n"
-                  f"def cut(source, target):\n"
-                  f"    if next(calls) == {n}:\n"
-                  f"        os.truncate(source, int({part} * os.path.getsize(source)))\n"
-                  f"        os._exit(9)\n"
-                  f"    real(source, target)\n"
-                  f"os.replace = cut")
-        process = start(*RUN, folder, "--out", directory, inside=inside)
-        assert process.wait() == 9, (n, process.stderr.read())
-        status, told = quietly([*RUN, folder, "--out", directory])
-        assert status == 0, told
-        assert_same(whole["long"], state_of(directory))
-        assert not list(directory.glob("*.tmp"))
-    return 2
-
-
-def flips(draw, root, folder, whole):
-    """Flipped bits in a checkpoint, half of them in the zip directory."""
-    directory = root / "flipped"
-    shutil.copytree(root / "short", directory)
-    path = directory / "checkpoint.pt"
-    content = path.read_bytes()
-    directory_of_zip = content.index(b"PK\x01\x02")
-    for _ in range(100):
-        place = draw.randrange(draw.choice([0, directory_of_zip]), len(content))
-        path.write_bytes(flipped(content, place, draw.randrange(8)))
-        status, told = quietly([*RUN, folder, *SHORT, "--out", directory])
-        assert status == 2 and len(told) == 1 and "damaged" in told[0], (place, told)
-    return 100
-
-
-def exports(draw, root, folder, whole):
-    """Exports cut, emptied, taken away or overwritten, of a finished run and of one that is stopped."""
-    for finished in (True, False):
-        directory = root / f"spoiled{finished}"
-        shutil.copytree(root / ("short" if finished else "stopped"), directory)
-        for name in ("config.json", "log.csv", "result.json"):
-            path = directory / name
-            content = path.read_bytes() if path.exists() else b"{}"
-            path.unlink(missing_ok=True)
-            kind = draw.randrange(5)
-            if kind:
-                path.write_bytes([content[:draw.randrange(len(content))], b"null", b"[]", draw.randbytes(50)][kind - 1])
-        status, told = quietly([*RUN, folder, *SHORT, "--out", directory])
-        assert status == 0, told
-        assert_same(whole["short"], state_of(directory))
-    return 2
-
-
-def data(draw, root, folder, whole):
-    """A folder that changes between stop and continuation: refused, and taken again when it is as it was."""
-    directory = root / "changed"
-    shutil.copytree(root / "stopped", directory)
-    images = sorted(folder.glob("*/*/*.png"))
-    first, second = draw.sample(images, 2)
-    kept = first.read_bytes()
-    kind = draw.randrange(3)
-    if kind == 0:
-        first.write_bytes(second.read_bytes())  # of the same class or another
-    elif kind == 1:
-        first.unlink()
-    else:
-        shutil.copy(second, first.with_name("more.png"))
-    status, told = quietly([*RUN, folder, *SHORT, "--out", directory])
-    # what is cut out of the folder may not hold the image that changed
-    assert status in (0, 2) and len(told) == (status == 2), told
-    if status == 0:
-        assert_same(whole["short"], state_of(directory))
-    first.with_name("more.png").unlink(missing_ok=True)
-    first.write_bytes(kept)
-    status, told = quietly([*RUN, folder, *SHORT, "--out", directory])
-    assert status == 0, told
-    assert_same(whole["short"], state_of(directory))
-    return 1
 
 
 def settings(draw, root, folder, whole):
@@ -257,7 +124,7 @@ def settings(draw, root, folder, whole):
     return 10
 
 
-KINDS = {kind.__name__: kind for kind in (kills, writes, flips, exports, data, settings)}
+KINDS = {kind.__name__: kind for kind in (kills, settings)}
 
 
 def soak(kinds, minutes, seed):
@@ -268,16 +135,9 @@ def soak(kinds, minutes, seed):
     with tempfile.TemporaryDirectory() as temporary:
         os.chdir(temporary)
         root = Path(temporary).resolve()
-        folder = make_folder(root / "folder")
-        replace = os.replace
-        replaced = []
-        os.replace = lambda *places: replaced.append(places) or replace(*places)
-        assert quietly([*RUN, folder, "--out", root / "long"])[0] == 0
-        os.replace = replace
-        assert replaced, "a run renames no file: kills inside a write would test nothing"
-        assert quietly([*RUN, folder, *SHORT, "--out", root / "short"])[0] == 0
-        assert quietly([*RUN, folder, *SHORT, "--out", root / "stopped"], stopping_after(4))[0] == 130
-        whole = {name: state_of(root / name) for name in ("long", "short")} | {"replacements": len(replaced)}
+        folder = coloured_classes(root / "folder", {"train": 40, "test": 10})
+        assert quietly([*RUN, folder, "--out", root / "whole"])[0] == 0
+        whole = state_of(root / "whole")
         kept = set(os.listdir(root))
         for kind in itertools.cycle(kinds):
             if time.monotonic() > end:
@@ -289,28 +149,13 @@ def soak(kinds, minutes, seed):
         os.chdir(ROOT)
 
 
-def many_classes(count):
-    """A folder of so many classes of one image trains, by counts and by fraction."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = make_folder(Path(temporary) / "many", count, 2, 1)
-        for split in (["--n1", 1, "--m1", 1, "--imb", 1], ["--labeled-fraction", 0.5]):
-            begun = time.time()
-            status, told = quietly(["--dataset", "folder", "--data-dir", folder, "--steps", 2, "--model", "wrn-10-1",
-                                    "--image-size", 16, "--out", Path(temporary) / "run", "--fresh", *split])
-            assert status == 0, told
-            print(f"{count} classes, {' '.join(map(str, split))}: {time.time() - begun:.1f} s", flush=True)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--classes", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.classes:
-        many_classes(options.classes)
     soak(options.kinds, options.minutes, options.seed)
 
 

@@ -5,13 +5,13 @@ import contextlib
 import pytest
 import torch
 
-import adapter
 import baselines
 import data
 import fake_cuda
 import train
-from conftest import SMALL, SPLIT, raises, result_of, stopping_after
+from conftest import SMALL, SPLIT, result_of, stopping_after
 from losses import METHODS
+from methods import crest
 
 CAPABILITIES = {"H100": (9, 0), "T4": (7, 5)}
 CUDA = "--device cuda --compile off --steps 2 --eval-every 1 --warmup-steps 1".split()
@@ -20,7 +20,8 @@ CUDA = "--device cuda --compile off --steps 2 --eval-every 1 --warmup-steps 1".s
 @pytest.fixture
 def command(image_folder, tmp_path):
     """What all commands here have in common; the run is in tmp_path/run."""
-    return ["--dataset", "folder", "--data-dir", str(image_folder), *SPLIT, *SMALL, *CUDA, "--out", str(tmp_path / "run")]
+    return ["--dataset", "folder", "--data-dir", str(image_folder), *SPLIT, *SMALL, *CUDA,
+            "--out", str(tmp_path / "run")]
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def cheap_views(monkeypatch):
 
 def in_steps(gpu):
     """The waits of the steady state, of getting a batch and of a step, which go by these names."""
-    assert gpu.sending & adapter.BATCH, f"no batch was sent to the GPU from {adapter.BATCH}: is it called otherwise?"
-    assert gpu.updating & adapter.STEP, f"no optimiser's step came from {adapter.STEP}: is it called otherwise?"
-    return {line: n for (functions, line), n in gpu.waits.items() if (adapter.BATCH | adapter.STEP) & set(functions)}
+    assert "batch" in gpu.sending, "no batch was sent to the GPU from `batch`: is it called otherwise?"
+    assert "step" in gpu.updating, "no optimiser's step came from `step`: is it called otherwise?"
+    return {line: n for (functions, line), n in gpu.waits.items() if {"batch", "step"} & set(functions)}
 
 
 @pytest.mark.parametrize("name", CAPABILITIES)
@@ -61,11 +62,17 @@ def test_the_host_waits_in_no_step_of_a_whole_forward_pass(model, size, name, co
 
 @pytest.mark.parametrize("name", [*baselines.TRAINED, "crest"])
 def test_a_baseline_is_interrupted_goes_on_and_ends_with_a_result(name, command, cheap_views, tmp_path, monkeypatch):
-    command = [name, *command, *["--generations", "2"] * (name == "crest")]
+    monkeypatch.setattr(crest, "GENERATIONS", 2)
+    command = [name, *command]
     update = train.Run.update
+
+    def interrupted(run, loss):
+        update(run, loss)
+        if run.t == 1:
+            raise KeyboardInterrupt
     with fake_cuda.gpu(monkeypatch) as gpu:
         with monkeypatch.context() as patch:
-            patch.setattr(train.Run, "update", lambda run, loss: raises(KeyboardInterrupt) if run.t == 1 else update(run, loss))
+            patch.setattr(train.Run, "update", interrupted)
             assert baselines.main(command) == 130
         assert baselines.main(command) == 0
     assert result_of(tmp_path / "run")["step"] == 2

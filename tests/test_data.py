@@ -1,55 +1,27 @@
-"""data.py: the paper's counts and splits, the loaders, and every operation against PIL."""
+"""data.py: the paper's counts and splits, the loaders, and the fingerprint. The views are tested in test_views.py."""
 
-import itertools
 import json
 import math
 import pickle
 import types
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image, ImageDraw
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from PIL import Image
 
 import data
 from conftest import load, small_sets
-from pil_operations import PIL_OPERATIONS
 from priors import kl_divergence, uniform
 
 
 # ---------------------------------------------------------------------------------------- splits
 
-def test_the_counts_that_the_paper_states():
-    assert data.long_tail_counts(1500, 100, 10) == [1500, 899, 539, 323, 193, 116, 69, 41, 25, 15]
-    assert data.long_tail_counts(3000, 1 / 100, 10) == [30, 50, 83, 139, 232, 387, 646, 1078, 1798, 3000]
-    assert data.long_tail_counts(3000, 1, 10) == [3000] * 10
-
-
-@pytest.mark.parametrize("head, gamma, classes", [
-    (1500, 100, 10), (500, 100, 10), (1500, 150, 10), (500, 150, 10), (3000, 100, 10), (4000, 150, 10),
-    (150, 10, 100), (150, 20, 100), (150, 50, 100), (150, 100, 100), (50, 10, 100), (400, 100, 100),
-    (150, 10, 10), (150, 20, 10), (450, 10, 10), (450, 20, 10), (300, 50, 100), (300, 20, 100)])
-def test_every_setting_of_the_paper_falls_from_head_to_head_over_gamma(head, gamma, classes):
-    counts = data.long_tail_counts(head, gamma, classes)
-    assert len(counts) == classes and counts[0] == head and counts[-1] == head // gamma
-    assert counts == sorted(counts, reverse=True)
-    # integer arithmetic, no floating point: n^(K-1) gamma^k <= N1^(K-1) < (n+1)^(K-1) gamma^k
-    for k, n in enumerate(counts):
-        assert n ** (classes - 1) * gamma ** k <= head ** (classes - 1) < (n + 1) ** (classes - 1) * gamma ** k
-    assert data.long_tail_counts(head, 1 / gamma, classes) == counts[::-1]
-
-
 def test_counts_that_are_whole_but_for_rounding_are_whole():
     assert 243 * 243 ** (-2 / 5) < 27 and 32 * 32 ** (-2 / 5) < 8
     assert data.long_tail_counts(243, 243, 6) == [243, 81, 27, 9, 3, 1]
     assert data.long_tail_counts(32, 1 / 32, 6) == [1, 2, 4, 8, 16, 32]
-
-
-def test_a_reversed_imbalance_is_the_inverse_though_its_float_is_not():
     assert 1 / (1 / 49) > 49 and data.long_tail_counts(490, 1 / 49, 10)[0] == 10
 
 
@@ -75,24 +47,11 @@ def test_a_split_has_the_counts_and_no_overlap():
     assert len(set(labeled.tolist())) == 75 and len(set(unlabeled.tolist())) == 350
 
 
-def test_the_same_seed_gives_the_same_split_and_another_another():
-    labels = torch.arange(1000) % 4
-    first, again, other = (data.split(labels, [50] * 4, [100] * 4, seed) for seed in (1, 1, 2))
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
-    assert not torch.equal(first[0], other[0]) and not torch.equal(first[1], other[1])
-
-
 def test_a_split_that_asks_too_much_names_the_class_what_there_is_and_the_options():
-    with pytest.raises(ValueError, match="class 1 has 10 images, not enough for 8 labeled and 3 unlabeled; see --n1, --m1"):
+    with pytest.raises(ValueError, match="class 1 has 10 images, not enough for 8 labeled and 3 unlabeled; see --n1"):
         data.split(torch.arange(20) % 2, [8, 8], [2, 3], 0)
     with pytest.raises(ValueError, match=r"class 'b\\ne' would get no labeled image; see --n1, --imb"):  # one line
         data.split(torch.arange(20) % 2, [8, 0], [1, 1], 0, ["ant", "b\ne"])
-
-
-def test_a_thousand_classes_and_a_class_without_unlabeled_images_split():
-    labels = torch.arange(3000) % 1000
-    labeled, unlabeled = data.split(labels, [1] * 1000, [2] * 500 + [0] * 500, 0)
-    assert len(labeled) == 1000 and len(unlabeled) == 1000
 
 
 # --------------------------------------------------------------------------------------- loading
@@ -126,7 +85,7 @@ def test_the_unlabeled_set_is_the_union_with_the_labeled_one():
 
 @pytest.fixture
 def read(monkeypatch):
-    """Lets a folder hold so many images of each class, of one pixel that shows its number, and some of unknown class."""
+    """Lets a folder hold so many images of each class, of one pixel each, and some of unknown class."""
     def found(counts, *unknown):
         n = sum(counts)
         images = torch.arange(3 * n).view(n, 3, 1, 1).to(torch.uint8)
@@ -136,17 +95,14 @@ def read(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("fraction", [0.01, 0.29, 0.57, 0.58])  # 0.29 * 100 is 28.999999999999996
-def test_a_labeled_fraction_labels_that_share_of_every_class_and_all_are_unlabeled(fraction, read):
-    read([100, 200, 300])
+@pytest.mark.parametrize("fraction, held, labeled", [
+    (0.01, [100, 200, 300], [1, 2, 3]), (0.29, [100, 200, 300], [29, 58, 87]),  # 0.29 * 100 is 28.999999999999996
+    (0.57, [100, 200, 300], [57, 114, 171]), (0.1, [19, 20, 3], [1, 2, 1])])    # cut off, but one image is left
+def test_a_labeled_fraction_labels_that_share_of_every_class_and_all_are_unlabeled(fraction, held, labeled, read):
+    read(held)
     sets = load("folder", n1=None, labeled_fraction=fraction)
-    assert torch.bincount(sets.labels).tolist() == [round(fraction * n) for n in (100, 200, 300)]
-    assert torch.bincount(sets.hidden_labels).tolist() == [100, 200, 300]
-
-
-def test_a_share_that_is_not_whole_is_cut_off_and_one_image_is_left(read):
-    read([19, 20, 3])
-    assert torch.bincount(load("folder", n1=None, labeled_fraction=0.1).labels).tolist() == [1, 2, 1]
+    assert torch.bincount(sets.labels).tolist() == labeled
+    assert torch.bincount(sets.hidden_labels).tolist() == held
 
 
 def test_images_of_unknown_class_replace_drawn_ones(read):
@@ -220,8 +176,8 @@ def test_stl10_is_resized_and_its_unlabeled_images_join_all_training_images(tmp_
     assert sets.unlabeled.shape == (70, 3, 32, 32) and set(sets.hidden_labels.tolist()) == {-1}
     assert sets.test_labels.tolist() == [k % 10 for k in range(20)] and sets.classes == list("abcdefghij")
     assert torch.bincount(sets.labels).tolist() == data.long_tail_counts(4, 4, 10)
-    pil = from_pil([Image.fromarray(image).resize((32, 32), Image.BILINEAR) for image in kept["unlabeled"]])
-    assert (sets.unlabeled[:30].int() - pil.int()).abs().max() <= 1
+    pil = np.stack([Image.fromarray(image).resize((32, 32), Image.BILINEAR) for image in kept["unlabeled"]])
+    assert np.abs(sets.unlabeled[:30].permute(0, 2, 3, 1).numpy() - pil.astype(int)).max() <= 1
 
 
 def test_images_are_resized_a_thousand_at_a_time(monkeypatch):
@@ -243,33 +199,7 @@ def test_what_is_kept_holds_no_other_memory_alive(dataset, tmp_path, monkeypatch
         assert part.untyped_storage().nbytes() == part.nbytes
 
 
-# ------------------------------------------------------------------------------ place, fingerprint
-
-def fakes_cuda():
-    """Whether this torch takes fake tensors to a GPU that is not there; 2.4 asks for the driver."""
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            return torch.zeros(1).to("cuda").is_cuda
-    except (RuntimeError, AssertionError):
-        return False
-
-
-FAKE_CUDA = pytest.mark.skipif(not fakes_cuda(), reason="this torch has no fake CUDA without a driver")
-
-
-@FAKE_CUDA
-def test_a_placed_set_is_on_the_gpu_but_for_the_labels_that_metrics_need():
-    sets = small_sets()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        placed = data.place(sets, torch.device("cuda", 0))
-    devices = {name: part.device.type for name, part in placed._asdict().items() if name != "classes"}
-    assert devices.pop("test_labels") == "cpu" and set(devices.values()) == {"cuda"} and len(devices) == 7
-
-
-def test_a_cpu_keeps_the_tensors_that_it_has():
-    placed = data.place(small_sets(), torch.device("cpu"))
-    assert all(part is own for part, own in zip(placed, small_sets()))
-
+# -------------------------------------------------------------------------------------- fingerprint
 
 def test_a_fingerprint_is_the_same_for_the_same_data_and_its_part_of_the_test_for_every_seed():
     sets = small_sets()
@@ -295,118 +225,3 @@ def test_a_fingerprint_sees_one_changed_value_and_two_that_change_places(name):
 def test_a_fingerprint_sees_a_renamed_class():
     sets = small_sets()
     assert data.fingerprint(sets) != data.fingerprint(sets._replace(classes=["other", *sets.classes[1:]]))
-
-
-# ---------------------------------------------------------------------------------- augmentation
-
-def to_pil(image):
-    return Image.fromarray(image.permute(1, 2, 0).numpy())
-
-
-def from_pil(images):
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
-
-
-def test_there_are_the_papers_fourteen_operations_with_its_ranges():
-    assert {name: ends for name, (_, *ends) in data.OPERATIONS.items()} == dict(
-        AutoContrast=[0, 1], Brightness=[.05, .95], Color=[.05, .95], Contrast=[.05, .95], Equalize=[0, 1],
-        Identity=[0, 1], Posterize=[4, 8], Rotate=[-30, 30], Sharpness=[.05, .95], ShearX=[-.3, .3],
-        ShearY=[-.3, .3], Solarize=[0, 256], TranslateX=[-.3, .3], TranslateY=[-.3, .3])
-
-
-@pytest.mark.parametrize("name", PIL_OPERATIONS)
-def test_operation_equals_pil(name, images):
-    """At 64 magnitudes over the range, its lower end included; AutoContrast may be off by one level."""
-    _, low, high = data.OPERATIONS[name]
-    magnitude = low + (high - low) * torch.arange(64) / 64 * 0.999
-    ours = data.OPERATIONS[name][0](images.clone(), magnitude.view(-1, 1, 1, 1)).int()
-    theirs = from_pil([PIL_OPERATIONS[name](to_pil(image), v.item()) for image, v in zip(images, magnitude)]).int()
-    assert (ours - theirs).abs().max() <= (1 if name == "AutoContrast" else 0)
-
-
-@pytest.mark.parametrize("name", ["TranslateX", "TranslateY"])
-def test_translation_at_an_exact_tie_takes_one_of_the_two_neighbours(name, images):
-    """Half-pixel shifts, where the nearest neighbour is not unique: PIL's view a hair to either side."""
-    magnitude = torch.arange(-9, 10) / 64
-    ours = data.OPERATIONS[name][0](images[:19].clone(), magnitude.view(-1, 1, 1, 1))
-    for k, v in enumerate(magnitude.tolist()):
-        near = [np.asarray(PIL_OPERATIONS[name](to_pil(images[k]), v + tiny)) for tiny in (-1e-4, 1e-4)]
-        assert any(np.array_equal(ours[k].permute(1, 2, 0).numpy(), one) for one in near)
-
-
-def test_views_never_change_their_input_and_are_the_same_for_the_same_draws(images):
-    before = images.clone()
-    for view, number in ((data.weak, 3), (data.strong, 12)):
-        draws = torch.rand(64, number, generator=torch.Generator().manual_seed(5))
-        first, again = (view(images, draws) for _ in range(2))
-        assert torch.equal(first, again) and first.shape == images.shape and first.dtype == torch.uint8
-    assert torch.equal(images, before)
-
-
-def test_the_weak_views_are_the_crops_of_the_reflected_image_and_their_mirrors_equally_often(images):
-    """All 9 x 9 x 2 of them, in PIL's padding; each belongs to an equal part of the draws."""
-    ninths = [(i + part) / 9 for i in range(9) for part in (0.01, 0.99)]
-    draws = torch.tensor(list(itertools.product(ninths, ninths, (0.01, 0.49, 0.51, 0.99))))
-    for picture in images[:4]:
-        padded = np.pad(picture.numpy(), ((0, 0), (4, 4), (4, 4)), mode="reflect")
-        possible = {padded[:, y:y + 32, x:x + 32][:, :, ::step].tobytes()
-                    for y in range(9) for x in range(9) for step in (1, -1)}
-        views = data.weak(picture.expand(len(draws), -1, -1, -1), draws)
-        assert Counter(view.numpy().tobytes() for view in views) == dict.fromkeys(possible, 2 * 2 * 2)
-
-
-@pytest.mark.parametrize("count", [0, 1, 5])
-@pytest.mark.parametrize("size", [8, 16, 28, 96])
-def test_batches_of_any_length_and_images_of_any_size_are_augmented(size, count):
-    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-    draws = torch.rand(count, 12)
-    assert data.strong(images, draws).shape == data.weak(images, draws[:, :3]).shape == images.shape
-
-
-@FAKE_CUDA
-def test_views_on_a_gpu_never_make_the_host_wait():
-    """On tensors without values nothing can be read back, and nothing is copied from the host."""
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
-            out = function(*arguments, **kwargs or {})
-            if function._schema.name in ("aten::_to_copy", "aten::copy_"):
-                source = arguments[function._schema.name == "aten::copy_"]
-                crossings.append(source.device.type != out.device.type)
-            return out
-    crossings = []
-    with FakeTensorMode(), Watch():
-        images = torch.empty(8, 3, 32, 32, dtype=torch.uint8, device="cuda")
-        draws = torch.empty(8, 12, device="cuda")
-        views = data.strong(images, draws)
-        data.weak(images, draws[:, :3])
-        data.normalize(images, *torch.empty(2, 3, 1, 1, device="cuda"))
-    assert views.is_cuda and views.shape == images.shape and len(crossings) and not any(crossings)
-
-
-def test_cutout_equals_pils_rectangle():
-    """PIL draws from the truncated corner to the truncated end, both included."""
-    draws = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
-    draws[:100] = (16 * draws[:100]).floor() / 16  # ends that fall on a pixel
-    ours = data.cutout(torch.zeros(200, 3, 32, 32, dtype=torch.uint8), draws)
-    for view, (side, x, y) in zip(ours, (draws.double() * torch.tensor([16, 32, 32])).tolist()):
-        image = Image.new("RGB", (32, 32))
-        left, top = int(max(0, x - side / 2)), int(max(0, y - side / 2))
-        ImageDraw.Draw(image).rectangle((left, top, min(32, left + side), min(32, top + side)), (125, 123, 114))
-        assert np.array_equal(view.permute(1, 2, 0).numpy(), np.asarray(image))
-
-
-def test_strong_views_hold_as_much_of_cutouts_grey_as_the_authors_do():
-    """8.2 % of the pixels are Cutout's grey on CIFAR-10, and so on any images that hold none of it."""
-    bright = torch.full((6000, 3, 32, 32), 200, dtype=torch.uint8)
-    views = data.strong(bright, torch.rand(6000, 12, generator=torch.Generator().manual_seed(0)))
-    grey = (views == torch.tensor([125, 123, 114], dtype=torch.uint8).view(1, 3, 1, 1)).all(1).float().mean().item()
-    assert grey == pytest.approx(0.082, abs=0.004)
-
-
-def test_normalized_images_have_mean_zero_and_deviation_one(images):
-    pixels = images.double() / 255
-    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
-    normal = data.normalize(images, mean.float().view(3, 1, 1), std.float().view(3, 1, 1))
-    assert normal.dtype == torch.float32
-    torch.testing.assert_close(normal.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(normal.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)

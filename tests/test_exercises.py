@@ -6,14 +6,11 @@ answer away. Only the module of the exercise is imported. ADELLO_EXERCISES names
 are tested (see exercises.py).
 """
 
-import contextlib
 import functools
 import importlib
-import io
 import math
 import os
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 
@@ -323,13 +320,8 @@ PROPERTIES["complementary_loss"] = function_of_tensors(
                    for x in (soft().log(), logits()[[0, 1, 2, 0], :2]))),
     ("a masked image (M = 1) counts as zero: where all are masked the loss is 0, not NaN",
      lambda f: close(f(soft().log(), soft(), t(1, 1, 1, 1), None, None, 1.5), 0, 0)),
-    ("the label is the whole p(u), soft: not its argmax",
-     lambda f: not close(one(f, [-0.3566749, -1.2039728], [0.9, 0.1], 1.0), 0.3566749)),
-    ("p(u) is the label and f(W(u)) the prediction: not the other way round",
-     lambda f: not close(one(f, [-0.3566749, -1.2039728], [0.9, 0.1], 1.0), 0.7645279)),
-    ("it is the cross-entropy, not the KL divergence: the label's entropy is not subtracted",
-     lambda f: not close(one(f, [-0.3566749, -1.2039728], [0.9, 0.1], 1.0), 0.1163218)),
-    ("at T = 1, without priors, it is the cross-entropy of the prediction to the label p(u)",
+    ("at T = 1, without priors, it is the cross-entropy of the prediction to the soft label p(u): not to its argmax, "
+     "not the other way round, and not the KL divergence, from which the label's entropy is subtracted",
      lambda f: close(one(f, [-0.3566749, -1.2039728], [0.9, 0.1], 1.0), 0.4414047)),
     ("the prediction learns: the logits of the strong view are not detached",
      lambda f: gradient(f, t([0, 0]), t([0.9, 0.1]), t(0), 2.0)[0] is not None),
@@ -343,14 +335,8 @@ PROPERTIES["complementary_loss"] = function_of_tensors(
     ("the gradient is zero where f(W(u)) predicts p(u), at every T: label and prediction have the same temperature",
      lambda f: all(close(gradient(f, soft().log(), soft(), t(0, 0, 0, 0), T)[0], [[0, 0]] * 4, 1e-9)
                    for T in (1.0, 1.5, 4.0))),
-    ("with priors given, the log-ratio is added to the logits of the strong view",
-     lambda f: not close(shifted(f), 0.6003103)),
-    ("the log-ratio is added before the division by T, not after", lambda f: not close(shifted(f), 0.6677266)),
-    ("the priors are swapped: q_hat is the source, q_alpha the target", lambda f: not close(shifted(f), 0.8149245)),
-    ("only the prediction gets the log-ratio; the label comes from the raw p(u)",
-     lambda f: close(shifted(f), 0.5697171)),
-    ("the mean runs over the whole batch, not over the selected images",
-     lambda f: not any(close(*masked_but(f, i)) for i in range(4))),
+    ("the log-ratio, with q_hat as the source and q_alpha as the target, is added to the logits of the strong view, "
+     "before the division by T; the label comes from the raw p(u)", lambda f: close(shifted(f), 0.5697171)),
     ("the loss counts where M is 0, and a masked image as zero in a mean over the whole batch",
      lambda f: all(close(masked_but(f, i)[0] * 4, masked_but(f, i)[1]) for i in range(4))),
     ("p(u) is a label: detach it, no gradient flows into the other view",
@@ -456,8 +442,6 @@ PROPERTIES["weak"] = function_of_tensors(
     lambda: [(chart(16).repeat(4, 1, 1, 1), torch.tensor([[0.1, 0.9, 0.2], [0.7, 0.2, 0.8]] * 2)),
              (chart(28)[None], torch.tensor([[0.9, 0.4, 0.1]])), (chart(16)[None][:0], torch.zeros(0, 3))],
     lambda a: a[0].shape, "a view has the image's size, and its pixels stay uint8",
-    ("the images do not come back as they were: a view is a crop of the padded image, mirrored or not",
-     lambda f: not torch.equal(views(f, 16), chart(16).expand(len(even_draws(2)), -1, -1, -1))),
     ("the same draws give the same views: all chance comes from `draws`, no random numbers of your own", repeats),
     ("every pixel of a view is a pixel of the image, its three channels together: the border shows the image "
      "reflected, not black, and nothing is mixed or rounded", lambda f: bool(
@@ -468,13 +452,9 @@ PROPERTIES["weak"] = function_of_tensors(
      lambda f: all(reflect(views(f, size)) for size in SIZES)),
     ("the pad is an eighth of the image's side, rounded down: 2 of 16, 3 of 28, 4 of 32, 8 of 64 pixels",
      lambda f: all(farthest(f, size) == [pad, pad] for size, pad in ((16, 2), (28, 3), (64, 8)))),
-    ("a crop begins at any of 2 pad + 1 rows and columns, the last one included, each by a draw of its own",
-     lambda f: all(len(part.unique()) == size // 8 * 2 + 1
-                   for size in SIZES for part in crops(views(f, size))[:, :2].unbind(1))),
-    ("some views are mirrored left to right, some are not",
-     lambda f: len(crops(views(f, 16))[:, 2].unique()) == 2),
     ("half of the draws mirror the view", lambda f: crops(views(f, 16))[:, 2].double().mean() == 0.5),
-    ("row, column and mirror are drawn independently, each by its own column of the draws",
+    ("a crop begins at any of 2 pad + 1 rows and columns, the last one included; row, column and mirror are drawn "
+     "independently, each by its own column of the draws",
      lambda f: all(len(counts(f, size)) == (size // 8 * 2 + 1) ** 2 * 2 for size in SIZES)),
     ("every place is equally likely: scale the draw by 2 pad + 1 and round down",
      lambda f: all(bool((counts(f, size) == 8).all()) for size in SIZES)),
@@ -510,21 +490,13 @@ PROPERTIES["reliability"] = function_of_tensors(
     ("there are 15 bins unless another number is given", lambda f: tuple(f(*three()).shape) == (15, 3)),
     ("the confidence is the largest probability, not that of the true class",
      lambda f: not close(f(*three(), 2)[:, 0], [2 / 3, 1 / 3])),
-    ("the second column is the accuracy and the third the confidence, not the other way round",
-     lambda f: not close(f(*certain([0.75] * 4, [1, 0, 0, 0]), 2)[1], [1, 0.75, 0.25])),
-    ("the first column is the share of all samples, not their number",
-     lambda f: not close(f(*certain([0.75] * 4, [1, 0, 0, 0]), 2)[1, 0], 4)),
     ("the columns are share, accuracy, mean confidence: of four samples at 0.75, one of them right, they are "
      "1, 0.25, 0.75", lambda f: close(f(*certain([0.75] * 4, [1, 0, 0, 0]), 2)[1], [1, 0.25, 0.75])),
     ("a sample is right where the class of the largest probability is its label",
      lambda f: close(f(*three(), 2)[1, :2], [1, 1 / 3])),
-    ("the confidence of a bin is the mean over its samples, not its middle",
-     lambda f: not close(f(*certain([0.51, 0.53, 0.99], [1, 0, 1]), 4)[2, 2], 0.625)),
-    ("accuracy and confidence are means over the samples of a bin",
+    ("accuracy and confidence are means over the samples of a bin: the confidence is not the bin's middle",
      lambda f: close(f(*certain([0.51, 0.53, 0.99], [1, 0, 1]), 4)[2:, 1:], [[0.5, 0.52], [1, 0.99]])),
-    ("an empty bin is not NaN: do not divide by its number of samples, 0",
-     lambda f: not bool(f(*certain([0.9, 0.9], [1, 0]), 10).isnan().any())),
-    ("an empty bin has share, accuracy and confidence 0",
+    ("an empty bin has share, accuracy and confidence 0, not NaN: do not divide by its number of samples",
      lambda f: close(f(*certain([0.9, 0.9], [1, 0]), 10).sum(0), [1, 0.5, 0.9])),
     ("a bin is (lower, upper]: a confidence on an edge belongs to the bin below it, and 1 to the last bin",
      lambda f: close(f(t([0.25] * 4, [0.5, 0.25, 0.25, 0], [0.75, 0.25, 0, 0], [1, 0, 0, 0]), torch.zeros(4).long(), 4),
@@ -615,8 +587,6 @@ def averages_elsewhere(EMA):
 
 
 PROPERTIES["ema_update"] = (
-    ("the average moves: the model's weights come in at every update", lambda f: weight(f, 0.9, 2.0) != 1),
-    ("the weights are averaged, not copied", lambda f: weight(f, 0.9, 2.0) != 2),
     ("the average keeps `decay` of itself, and the rest comes from the model: 1, then 2, 3, -1 at decay 0.9 makes "
      "1.1, 1.29, 1.061", lambda f: close(weight(f, 0.9, 2.0), 1.1) and close(weight(f, 0.9, 2.0, 3.0), 1.29)
      and close(weight(f, 0.9, 2.0, 3.0, -1.0), 1.061)),
@@ -687,8 +657,6 @@ def estimates_elsewhere(PriorEstimator):
 PROPERTIES["estimator_update"] = (
     ("a part of the estimate stays and the rest is the batch's mean prediction: at m = 0.9, (0.5, 0.5) and a mean of "
      "(0.8, 0.2) make (0.53, 0.47)", lambda f: close(q_hat(f, 0.9, [[1.0, 0.0], [0.6, 0.4]]), [0.53, 0.47])),
-    ("the next update goes on from the estimate, with the same momentum",
-     lambda f: close(q_hat(f, 0.9, [[1.0, 0.0], [0.6, 0.4]], [[0.0, 1.0]]), [0.477, 0.523])),
     ("the momentum is the one given to the estimator, and the size of the batch does not matter",
      lambda f: all(close(q_hat(f, m, [[1.0, 0.0]] * 3)[0], q)
                    for m, q in ((0.0, 1.0), (0.5, 0.75), (0.75, 0.625), (0.999, 0.5005)))),
@@ -696,8 +664,7 @@ PROPERTIES["estimator_update"] = (
      lambda f: close(q_hat(f, 0.0, [[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]], K=3), [0.4, 0.3, 0.3])),
     ("a rare class counts as it is predicted: nothing is clamped or added", keeps_rare),
     ("before the first CCR step T is not touched", lambda f: close(temperature(f, 2), 1)),
-    ("the first CCR step updates Qhat first, then T from it", lambda f: not close(temperature(f, 3), 1.25)),
-    ("T is computed from Qhat at the first CCR step, and stays as it is in all later ones",
+    ("T is computed from Qhat at the first CCR step, after its update, and stays as it is in all later ones",
      lambda f: all(close(temperature(f, steps), 1.4002801) for steps in (3, 4, 5))),
     ("T may be large: no bound",
      lambda f: close(estimate(f, 0.0, [[0.9999, 0.0001]], first=0).temperature, 50.0025, 1e-3)),
@@ -743,8 +710,6 @@ PROPERTIES["at_target"] = function_of_tensors(
     lambda a: a[0].shape, "(N, K) in, (N, K) out",
     ("the sign is the other one: what is frequent at the target should gain", lambda f: not close(
         posterior(f).softmax(1), [[0.931854, 0.0633914, 0.0047544], [0.9932432, 0.0045045, 0.0022523]])),
-    ("both priors count, and the target need not be uniform", lambda f: not any(close(
-        f(t([0, 0, 0]), source(), target()).softmax(1), [prior]) for prior in ([0.2, 0.4, 0.4], [0.25, 0.5, 0.25]))),
     ("the softmax of the moved logits is the posterior P(y|x) at the target prior; logits go in, logits come out",
      lambda f: all(close(posterior(f, constant).softmax(1) * t([35], [11]), [[2, 15, 18], [2, 1, 8]], 1e-5)
                    for constant in (0.0, 5.0))),
@@ -803,10 +768,8 @@ def limits(gradient_limit, sign=1):
 PROPERTIES["gradient_limit"] = (
     ("two values come out, n and the limit", lambda f: len(f(t(3, 0, 1), t(0.25, 0.7, 0.05))) == 2),
     ("n comes first, a number, then the limit", lambda f: not math.isnan(power(f))),
-    ("n is too small, the power of T times the gradient still goes to zero: both the factor 1/T and the difference "
-     "of the two softmaxes shrink", lambda f: power(f) >= 2),
-    ("n is too large, the power of T times the gradient grows without bound", lambda f: power(f) <= 2),
-    ("the limit has K entries", lambda f: all(x is not None and x.shape == limit.shape for x, limit in limits(f))),
+    ("the power of T times the gradient goes to zero where n is too small, grows without bound where it is too large: "
+     "both the factor 1/T and the difference of the two softmaxes shrink", lambda f: power(f) == 2),
     ("the limit sums to 0, as every gradient of a softmax cross-entropy does",
      lambda f: all(abs(x.sum()) < 1e-5 * limit.abs().max().clamp(min=1) for x, limit in limits(f))),
     ("the sign is that of a gradient, which points away from the label",
@@ -836,28 +799,6 @@ def are_new(METHODS):
     return True
 
 
-def trouble(name):
-    """What `python train.py --method NAME` says where it does not come to its end, or None."""
-    import train
-    said = io.StringIO()
-    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()), \
-            contextlib.redirect_stderr(said):
-        try:
-            status = train.main(["--method", name, "--steps", "2", "--eval-every", "2", "--warmup-steps", "0",
-                                 "--device", "cpu", "--compile", "off", "--out", str(Path(directory) / "run")])
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-    return None if status == 0 else (said.getvalue().strip().splitlines() or ["no word"])[-1]
-
-
-def train_all(METHODS):
-    for name in own(METHODS):
-        said = trouble(name)
-        if said:
-            raise RuntimeError(f"{name}: {said}")
-    return True
-
-
 PROPERTIES["own_method"] = (
     ("METHODS stays a dict from a name to a Method", lambda table: isinstance(table, dict) and all(
         isinstance(name, str) and type(row).__name__ == "Method" for name, row in table.items())),
@@ -872,8 +813,7 @@ PROPERTIES["own_method"] = (
                        and isinstance(row.unlabeled, bool) for row in own(table).values())),
     ("a new row is a new combination, not a row of the table under another name", are_new),
     ("CCR needs unlabeled images: a row with ccr has unlabeled=True",
-     lambda table: all(row.unlabeled or row.ccr is None for row in own(table).values())),
-    ("`python train.py --method NAME` comes to its end with the new row", train_all))
+     lambda table: all(row.unlabeled or row.ccr is None for row in own(table).values())))
 
 
 # ------------------------------------------------------------------------------------------ the tests

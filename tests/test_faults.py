@@ -1,7 +1,6 @@
 """What happens to runs and what users mistake: kills, full disks, damaged files, other data, bad input."""
 
 import errno
-import functools
 import io
 import itertools
 import json
@@ -18,19 +17,13 @@ import types
 from pathlib import Path
 
 import filelock
-import numpy as np
 import pytest
 import torch
-import torchvision
-from PIL import Image
 
-import adapter
-import data
 import evaluate
 import train
-from conftest import (EXPORTS, ROOT, SMALL, SPLIT, assert_same, at_step, coloured_classes, contents, raises, result_of,
-                      rows, state_of, stopping_after)
-from soak import Killed, failing, flipped, sealed
+from conftest import (EXPORTS, ROOT, SMALL, SPLIT, assert_same, at_step, coloured_classes, contents, raises, rows,
+                      sealed, state_of, stopping_after)
 
 
 def files(directory):
@@ -47,11 +40,19 @@ def undisturbed(image_folder, tmp_path_factory):
     return directory
 
 
-class Stepless(train.Run):
-    """A run for which there is nothing left to do."""
+@pytest.fixture
+def slow(monkeypatch):
+    """Gives a kind of run whose steps take so many seconds by the clock that the training looks at."""
+    now = [0.0]
+    monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
 
-    def step(self, *batch):
-        raise AssertionError("a step was taken")
+    def kind(seconds):
+        class Slow(train.Run):
+            def step(self, *batch):
+                now[0] += seconds
+                return super().step(*batch)
+        return Slow
+    return kind
 
 
 # --------------------------------------------------------------------------- continued is undisturbed
@@ -67,6 +68,16 @@ def test_a_killed_process_is_continued_to_the_bit(train_small, image_folder, tmp
     process.wait()
     assert train_small("--out", "run") == 0
     assert_same(state_of(tmp_path / "run"), state_of(undisturbed))
+
+
+class Killed(BaseException):
+    """Nothing in the program catches it, as nothing catches a kill."""
+
+
+def from_call(n, function, act):
+    """The function, but from its n-th call on it is another one."""
+    calls = itertools.count(1)
+    return lambda *arguments: (function if next(calls) < n else act)(*arguments)
 
 
 SHORT = "--steps", 2, "--eval-every", 1  # three saves: checkpoint, config, log; checkpoint, log; these and the result
@@ -86,18 +97,14 @@ def test_a_kill_in_any_write_leaves_a_run_that_the_same_command_completes(
         where, name, writes, train_small, tmp_path, whole, monkeypatch):
     """In the middle of a file, and between a file and its renaming."""
     real = getattr(where, name)
-    calls = itertools.count(1)
 
     def killed(path, content):
-        if next(calls) == n:
-            if name == "write_bytes":
-                real(path, content[:len(content) // 2])
-            raise Killed
-        real(path, content)
+        if name == "write_bytes":
+            real(path, content[:len(content) // 2])
+        raise Killed
     for n in range(1, writes + 1):
-        calls = itertools.count(1)
         with monkeypatch.context() as patch:
-            patch.setattr(where, name, killed)
+            patch.setattr(where, name, from_call(n, real, killed))
             with pytest.raises(Killed):
                 train_small(*SHORT, "--out", f"run{n}")
         assert train_small(*SHORT, "--out", f"run{n}") == 0
@@ -109,38 +116,23 @@ def test_a_kill_in_any_write_leaves_a_run_that_the_same_command_completes(
 def test_a_disk_that_is_full_is_one_line_and_with_space_the_same_command_completes(
         n, train_small, tmp_path, whole, monkeypatch, one_line):
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", failing(Path.write_bytes, n, FULL, and_later=True))
+        patch.setattr(Path, "write_bytes", from_call(n, Path.write_bytes, lambda *_: raises(FULL)))
         assert train_small(*SHORT, "--out", "run") == (2 if n <= 3 else 1)
     one_line("No space left on device", *["step 1"] * (n in (4, 5)), *["step 2"] * (n > 5))
     assert train_small(*SHORT, "--out", "run") == 0
     assert_same(state_of(tmp_path / "run"), whole)
 
 
-@pytest.mark.parametrize("how", ["removed", "moved"])
-def test_a_directory_that_goes_while_training_is_one_line(how, train_small, one_line):
-    def act():
-        os.rename("run", "elsewhere") if how == "moved" else shutil.rmtree("run")
-    assert train_small("--out", "run", kind=at_step(4, act)) == 1
+def test_a_directory_that_goes_while_training_is_one_line(train_small, one_line):
+    assert train_small("--out", "run", kind=at_step(4, lambda: shutil.rmtree("run"))) == 1
     one_line("step 6: ", "No such file or directory")
 
 
-def test_a_save_once_a_minute_keeps_the_sums_since_the_last_row(train_small, tmp_path, undisturbed, monkeypatch):
-    """Steps that take 61 seconds by the clock, stopped between two evaluations: nothing is done twice."""
-    with monkeypatch.context() as patch:
-        adapter.clock(patch, 61)
-        assert train_small("--out", "run", kind=stopping_after(5)) == 130
+def test_a_save_once_a_minute_keeps_the_sums_since_the_last_row(train_small, tmp_path, undisturbed, slow):
+    """Steps that take 61 seconds, stopped between two evaluations: nothing is done twice."""
+    assert train_small("--out", "run", kind=stopping_after(5, slow(61))) == 130
     assert train_small("--out", "run", kind=at_step(4, lambda: raises(AssertionError))) == 0
     assert_same(state_of(tmp_path / "run"), state_of(undisturbed))
-
-
-def test_the_seconds_of_a_continued_run_go_on(train_small, tmp_path, monkeypatch):
-    """By a clock that the first process sees move by 10 s, and the second one by 0.1 s."""
-    for seconds, stop in ((10, 4), (0.1, 9)):
-        with monkeypatch.context() as patch:
-            adapter.clock(patch, seconds)
-            train_small("--out", "run", kind=stopping_after(stop))
-    first, last = rows(tmp_path / "run")
-    assert 30 <= first["seconds"] < last["seconds"] < first["seconds"] + 10
 
 
 def test_a_continued_run_in_fp16_equals_the_undisturbed_one_with_the_state_of_its_scaler(train_small, tmp_path):
@@ -170,10 +162,11 @@ def test_a_finished_run_is_printed_and_not_repeated_and_its_files_are_left_alone
     table = capsys.readouterr().out.strip().splitlines()[-3:]
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.*")}
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", lambda *_: raises(PermissionError(errno.EACCES, "Permission denied")))
-        patch.setattr(Path, "write_bytes", os.replace)
-        assert train_small("--out", "run", kind=Stepless) == 0
-    assert capsys.readouterr().out.strip().splitlines()[-3:] == table
+        for place, name in ((os, "replace"), (Path, "write_bytes"), (filelock.FileLock, "_acquire")):
+            patch.setattr(place, name, lambda *_: raises(PermissionError(errno.EACCES, "Permission denied")))
+        assert train_small("--out", "run", kind=stopping_after(0)) == 0
+    out, error = capsys.readouterr()
+    assert out.strip().splitlines()[-3:] == table and error.startswith("warning: ") and error.count("\n") == 1
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.*")} == before
     assert train_small("--out", "run", "--fresh") == 0
     assert (tmp_path / "run" / "checkpoint.pt").stat().st_mtime_ns > before["checkpoint.pt"]
@@ -187,6 +180,20 @@ def test_a_fresh_run_that_is_stopped_leaves_nothing_of_the_run_before(steps, tra
     with pytest.raises(ValueError, match="no finished run"):
         evaluate.read_run(tmp_path / "run")
     assert train.read_checkpoint(tmp_path / "run" / "checkpoint.pt")["t"] == (3 if steps else 0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_fresh_run_that_is_killed_while_it_first_saves_leaves_no_new_settings_beside_old_figures(
+        n, train_small, tmp_path, monkeypatch):
+    assert train_small("--out", "run") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", from_call(n, Path.write_bytes, lambda *_: raises(Killed())))
+        with pytest.raises(Killed):
+            train_small("--out", "run", "--lr", 0.2, "--fresh")
+    try:
+        assert evaluate.read_run(tmp_path / "run").config["lr"] == train.Config().lr
+    except ValueError as error:
+        assert "no finished run" in str(error)
 
 
 def test_a_fresh_run_on_data_that_cannot_be_read_leaves_the_run_before(train_small, tmp_path, one_line):
@@ -216,13 +223,9 @@ def held(request, train_small, tmp_path):
     return tmp_path / "run"
 
 
-OTHER = {"--lr": "0.05", "--method": "udal", "--seed": "1", "--imb": "2.0", "--steps": "9", "--warmup-steps": "0",
-         "--precision": "fp16"}
-
-
 def test_other_settings_are_refused_by_the_name_that_was_typed(held, train_small, capsys, one_line):
     before = contents(held)
-    for option, value in OTHER.items():
+    for option, value in (("--lr", "0.05"), ("--seed", "1"), ("--precision", "fp16")):
         capsys.readouterr()
         assert train_small("--out", "run", option, value) == 2
         one_line(option + " ", value, "--fresh")
@@ -272,54 +275,14 @@ def test_other_images_in_a_place_of_the_same_name_are_refused(held, train_small,
     assert contents(held) == before
 
 
-def add_images(root):
-    for i in range(5):
-        shutil.copy(root / "train" / "cat" / "000.png", root / "train" / "cat" / f"more{i}.png")
-
-
-def rename_a_class(root):
-    for part in ("train", "test"):
-        (root / part / "cat").rename(root / part / "cow")
-
-
-def change_a_pixel(root):
-    pixels = np.array(Image.open(root / "test" / "bee" / "003.png"))
-    pixels[5, 5, 0] ^= 1
-    Image.fromarray(pixels).save(root / "test" / "bee" / "003.png")
-
-
-@pytest.mark.parametrize("change", [add_images, rename_a_class, change_a_pixel])
-@pytest.mark.parametrize("finished", [True, False])
-def test_data_that_changed_since_the_last_save_are_refused(finished, change, train_small, tmp_path, capsys, one_line):
-    root = coloured_classes(tmp_path / "data", {"train": 40, "test": 10})
-    by_fraction = "--data-dir", "data", "--out", "run", "--steps", 2, "--eval-every", 1
-    assert train_small(*by_fraction, split=(), kind=stopping_after(2 if finished else 1)) == (0 if finished else 130)
-    capsys.readouterr()
-    change(root)
-    before = contents(tmp_path / "run")
-    assert train_small(*by_fraction, split=()) == 2
-    one_line("other data", "--fresh")
-    assert contents(tmp_path / "run") == before
-
-
-def test_another_seeds_checkpoint_in_the_directory_is_refused(held, train_small, tmp_path, one_line):
-    assert train_small("--out", "other", "--seed", 1) == 0
-    shutil.copy(tmp_path / "other" / "checkpoint.pt", held)
-    before = contents(held)
-    assert train_small("--out", "run") == 2
-    one_line("--seed 1")
-    assert contents(held) == before
-
-
 @pytest.mark.parametrize("name", EXPORTS)
 @pytest.mark.parametrize("fresh", [(), ("--fresh",)])
 def test_somebody_elses_files_without_a_checkpoint_are_never_overwritten(name, fresh, train_small, tmp_path, one_line):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("mine", encoding="utf-8")
     before = files(tmp_path)
-    for kind in (stopping_after(0), train.Run):
-        assert train_small("--out", "run", *fresh, kind=kind) == 2
-        one_line("--out run", "give another --out")
+    assert train_small("--out", "run", *fresh) == 2
+    one_line("--out run", "give another --out")
     assert files(tmp_path) == before
 
 
@@ -350,46 +313,16 @@ def test_a_file_system_without_locks_is_a_warning(number, train_small, monkeypat
         assert number == errno.ENOSYS and not error or error.startswith("warning: ") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
-def test_a_finished_run_in_a_directory_that_is_read_only_is_printed(number, train_small, monkeypatch, capsys):
-    assert train_small("--out", "run", "--steps", 2) == 0
-    table = capsys.readouterr().out.strip().splitlines()[-1]
-    monkeypatch.setattr(filelock.FileLock, "_acquire", lambda *_: raises(OSError(number, os.strerror(number))))
-    assert train_small("--out", "run", "--steps", 2, kind=Stepless) == 0
-    out, error = capsys.readouterr()
-    assert out.strip().splitlines()[-1] == table and error.startswith("warning: ") and error.count("\n") == 1
-
-
 # ------------------------------------------------------------------------------------- damaged files
 
-DAMAGES = {"missing": lambda content: None, "empty": lambda content: b"", "cut": lambda content: content[:-7],
-           "null": lambda content: b"null", "a list": lambda content: b"[1]", "noise": lambda content: b"\xff\x00\xfe"}
-
-
-def damage(path, how):
-    content = DAMAGES[how](path.read_bytes() if path.exists() else b"")
-    path.unlink(missing_ok=True)
-    if content is not None:
-        path.write_bytes(content)
-
-
-@pytest.mark.parametrize("name", EXPORTS)
-def test_a_damaged_export_of_a_finished_run_is_mended_by_the_same_command(name, train_small, tmp_path, undisturbed):
-    shutil.copytree(undisturbed, tmp_path / "run")
-    before = contents(undisturbed)
-    for how in DAMAGES:
-        damage(tmp_path / "run" / name, how)
-        assert train_small("--out", "run") == 0
-        assert contents(tmp_path / "run") == before
-
-
-@pytest.mark.parametrize("how", DAMAGES)
-def test_damaged_exports_of_an_unfinished_run_are_mended_by_the_same_command(how, train_small, tmp_path, undisturbed):
-    assert train_small("--out", "run", kind=stopping_after(4)) == 130
+@pytest.mark.parametrize("content", [None, b"", b'{"seed": 0, ', b"null", b"[1]", b"\xff\x00\xfe"])
+def test_damaged_exports_are_mended_by_the_same_command(content, held, train_small, undisturbed):
     for name in EXPORTS:
-        damage(tmp_path / "run" / name, how)
+        (held / name).unlink(missing_ok=True)
+        if content is not None:
+            (held / name).write_bytes(content)
     assert train_small("--out", "run") == 0
-    assert_same(state_of(tmp_path / "run"), state_of(undisturbed))
+    assert_same(state_of(held), state_of(undisturbed))
 
 
 def test_one_flipped_bit_anywhere_in_a_checkpoint_is_refused(undisturbed, tmp_path):
@@ -401,7 +334,8 @@ def test_one_flipped_bit_anywhere_in_a_checkpoint_is_refused(undisturbed, tmp_pa
     places = [*range(8), *(entry + 38 for entry in entries), *range(len(content) - 60, len(content)),
               *(draw.randrange(len(content)) for _ in range(60))]
     for place in places:
-        (tmp_path / "checkpoint.pt").write_bytes(flipped(content, place, draw.randrange(8)))
+        flipped = bytes([content[place] ^ 1 << draw.randrange(8)])
+        (tmp_path / "checkpoint.pt").write_bytes(content[:place] + flipped + content[place + 1:])
         with pytest.raises(ValueError, match="damaged"):
             train.read_checkpoint(tmp_path / "checkpoint.pt")
 
@@ -423,35 +357,27 @@ def saved(value):
     return file.getvalue()
 
 
-PARTS = ["config", "made_with", "data", "result", "t", "seconds", "rows", "totals", "model", "ema", "optimizer", "scaler",
-         "estimator"]
+PARTS = ["config", "made_with", "data", "result", "t", "seconds", "rows", "totals", "model", "ema", "optimizer",
+         "scaler", "estimator"]
 
 
-def without(*path):
-    """Takes what is found at this path out of a checkpoint, and seals it again."""
+def without(name):
+    """Takes an entry out of a checkpoint, or out of its config, and seals it again."""
     def change(good):
         state = torch.load(io.BytesIO(good[:-32]), weights_only=True)
-        *names, last = path
-        functools.reduce(dict.get, names, state).pop(last)
+        del (state if name in PARTS else state["config"])[name]
         return sealed(saved(state))
     return change
 
 
 FOREIGN = {
     "an empty file": lambda good: b"",
-    "no checkpoint at all": lambda good: b"PK\x03\x04 no checkpoint",
     "a cut one": lambda good: good[:len(good) // 2],
     "one without its trailer": lambda good: good[:-32],
-    "one with something after it": lambda good: good + b"\0",
-    "another program's": lambda good: saved({"model": torch.nn.Linear(2, 2).state_dict(), "epoch": 3}),
-    "a whole network": lambda good: saved(torch.nn.Linear(2, 2)),
     "a pickle that runs code": lambda good: pickle.dumps(Evil("ran")),
-    "a checkpoint that runs code": lambda good: saved({"step": Evil("ran")}),
     "a sealed one of another program": lambda good: sealed(saved({"epoch": 3})),
     "a sealed list": lambda good: sealed(saved([1, 2])),
-    **{f"one without its {name}": without(name) for name in PARTS},
-    **{f"one without {name} in its config": without("config", name) for name in ("seed", "steps")},
-    "a sealed one that keeps its settings elsewhere": lambda good: sealed(saved({name: {} for name in PARTS}))}
+    **{f"one without its {name}": without(name) for name in [*PARTS, "seed"]}}
 
 
 @pytest.mark.parametrize("what", FOREIGN)
@@ -483,32 +409,12 @@ def test_what_the_refusal_of_a_damaged_checkpoint_offers_works(train_small, tmp_
 
 # --------------------------------------------------------------------------------- what a run says
 
-class Clock:
-    """In place of the module time: a step takes so many seconds of it."""
-
-    def __init__(self, monkeypatch):
-        self.now = 0.0
-        monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: self.now))
-
-    def kind(self, seconds, stop=None):
-        clock = self
-
-        class Slow(train.Run):
-            def step(self, *batch):
-                if self.t == stop:
-                    raise KeyboardInterrupt
-                clock.now += seconds
-                return super().step(*batch)
-        return Slow
-
-
-def test_after_a_continuation_the_time_that_is_left_goes_by_the_speed_of_this_start(
-        train_small, tmp_path, monkeypatch, capsys):
-    clock = Clock(monkeypatch)
+def test_after_a_continuation_the_seconds_go_on_and_the_time_that_is_left_goes_by_the_speed_of_this_start(
+        train_small, tmp_path, slow, capsys):
     options = "--steps", 8, "--eval-every", 1, "--out", "run"
-    assert train_small(*options, kind=clock.kind(100, stop=4)) == 130
+    assert train_small(*options, kind=stopping_after(4, slow(100))) == 130
     capsys.readouterr()
-    assert train_small(*options, kind=clock.kind(2)) == 0
+    assert train_small(*options, kind=slow(2)) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split("/")[0] for line in lines] == ["step 5", "step 6", "step 7", "step 8"]
     assert "ETA" not in lines[0]  # the first step, which may compile, is no measure
@@ -517,12 +423,13 @@ def test_after_a_continuation_the_time_that_is_left_goes_by_the_speed_of_this_st
     assert rows(tmp_path / "run")[-1]["seconds"] == 4 * 100 + 4 * 2
 
 
-def test_a_line_between_two_evaluations_repeats_no_loss(train_small, monkeypatch, capsys):
+def test_a_line_between_two_evaluations_repeats_no_loss(train_small, slow, capsys):
     """Of steps that take longer than the minute after which a run is saved."""
-    assert train_small("--out", "run", kind=Clock(monkeypatch).kind(61)) == 0
+    assert train_small("--out", "run", kind=slow(61)) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split("/")[0] for line in lines] == [f"step {t}" for t in range(2, 7)]
-    assert ["loss_s" in line for line in lines] == ["ece" in line for line in lines] == [False, True, False, False, True]
+    for word in ("loss_s", "ece"):
+        assert [word in line for line in lines] == [False, True, False, False, True]
 
 
 def test_averages_that_are_slow_for_the_steps_are_a_note_that_names_the_options(train_small, capsys):
@@ -558,8 +465,6 @@ def test_a_learning_rate_that_explodes_ends_in_one_line(steps, train_small, one_
 
 OUT_OF_MEMORY = {
     "torch on a CPU": lambda: torch.empty(1 << 60),
-    "torch on Windows": lambda: raises(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")),
-    "numpy": lambda: np.empty(1 << 59),
     "torch on a GPU": lambda: raises(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\n")),
     "Python": lambda: raises(MemoryError())}
 
@@ -576,8 +481,8 @@ def test_out_of_memory_is_one_line(whose, train_small, one_line):
         assert ("step 2: " in one_line("")) == (status == 1)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied (8x3 and 4x2)"),
-                                   KeyError("p_model"), TypeError("unsupported operand")])
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access was encountered"),
+                                   KeyError("p_model")])
 def test_a_fault_of_the_code_is_shown_whole_and_without_advice(error, train_small, capsys):
     for kind in failing_kinds(lambda: raises(error)):
         with pytest.raises(type(error)):
@@ -602,84 +507,55 @@ def test_a_thread_that_cannot_be_started_is_no_fault_of_the_images(train_small, 
 # --------------------------------------------------------------------------------------- bad input
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--dataset", "mnist"], "--dataset mnist"),
     (["--method", "mixmatch"], "--method mixmatch"),
-    (["--shift", "sideways"], "--shift sideways"),
     (["--model", "vgg"], "model 'vgg' wrn-<depth>-<width>"),
     (["--model", "wrn-27-2"], "wrn-27-2 depth"),
     (["--device", "tpu"], "--device tpu"),
     (["--device", "mps"], "--device mps"),
     (["--device", "cuda:63"], "--device cuda:63"),
-    (["--device", ""], "--device"),
-    (["--precision", "fp8"], "--precision fp8"),
-    (["--compile", "maybe"], "--compile maybe"),
     (["--steps"], "--steps"),
     (["--steps", "many"], "--steps many int"),
-    (["--steps", "0"], "--steps 0"),
-    (["--steps", "1.5"], "--steps 1.5 int"),
-    (["--batch-size", "-4"], "--batch-size -4"),
-    (["--mu", "0"], "--mu 0"),
-    (["--lr", "0"], "--lr 0.0"),
-    (["--lr", "nan"], "--lr nan"),
-    (["--lr", "inf"], "--lr inf"),
-    (["--lr", "fast"], "--lr fast float"),
-    (["--weight-decay", "-1"], "--weight-decay -1"),
-    (["--n1", "0"], "--n1 0"),
-    (["--m1", "-5"], "--m1 -5"),
-    (["--m1=--"], "--m1"),
-    (["--data-dir", "empty"], "--data-dir cannot be used with shapes"),
-    (["--imb", "0"], "--imb 0"),
-    (["--imb", "-10"], "--imb -10.0 reverse --shift"),
     (["--imb", "0.01"], "--imb 0.01 reverse --shift"),
-    (["--imb-u", "0"], "--imb-u 0"),
-    (["--n1", "995"], "class disc has 1000 images 995 12 unlabeled --n1 --m1"),
-    (["--n1", "10", "--imb", "20"], "no labeled image --n1 --imb"),
-    (["--m1", "2000"], "class crescent has 1000 images --m1"),
-    (["--alpha-min", "1.5"], "--alpha-min 1.5 [0, 1]"),
-    (["--d", "0"], "--d 0"),
-    (["--threshold", "-0.1"], "--threshold -0.1"),
-    (["--prior-momentum", "1.1"], "--prior-momentum 1.1"),
-    (["--ema", "-0.1"], "--ema -0.1"),
-    (["--labeled-fraction", "0"], "--labeled-fraction 0.0"),
+    (["--seed", "-1", "--n1", "-2"], "--n1 -2"),  # the first of --help, whatever their order here
+    (["--m1=--"], "--m1"),
+    (["--step", "5"], "unrecognized --step"),
+    (["--data-dir", "empty"], "--data-dir cannot be used with shapes"),
+    (["--dataset", "stl10", "--m1", "5"], "--m1 stl10"),
     (["--labeled-fraction", "0.5", "--n1", "5"], "--n1 --labeled-fraction"),
-    (["--warmup-steps", "2000"], "--warmup-steps 2000 --steps 1500"),
-    (["--image-size", "4"], "--image-size 4"),
-    (["--seed", "-1"], "--seed -1"),
-    (["--eval-every", "0"], "--eval-every 0"),
     (["--imb-u", "50", "--shift", "reversed"], "--shift cannot be used with --imb-u"),
+    (["--warmup-steps", "2000"], "--warmup-steps 2000 --steps 1500"),
+    (["--n1", "10", "--imb", "20"], "no labeled image --n1 --imb"),
+    (["--out", "new/new/new", "--n1", "995"], "class disc has 1000 images 995 12 unlabeled --n1 --m1"),
     (["--out", "file"], "file"),
     (["--out", "file/run"], "file/run"),
-    (["--out", "new/new/new", "--m1", "2000"], "--m1"),
-    (["--step", "5"], "unrecognized --step"),
-    (["surplus"], "unrecognized surplus"),
     (["--dataset", "folder", "--data-dir", "absent"], "--data-dir there is no folder absent/train"),
-    (["--dataset", "folder", "--data-dir", "file"], "--data-dir there is no folder file/train"),
-    (["--dataset", "folder", "--data-dir", "empty"], "--data-dir there is no folder empty/train"),
     (["--dataset", "folder", "--data-dir", "no-test"], "--data-dir there is no folder no-test/test"),
-    (["--dataset", "folder", "--data-dir", "unequal"], "unequal/train the same classes 'dog'"),
+    (["--dataset", "folder", "--data-dir", "unequal"], "unequal/train the same classes ['cat', 'dog']"),
     (["--dataset", "folder", "--data-dir", "no-images"], "no-images"),
-    (["--dataset", "folder", "--data-dir", "one-class", "--n1", "1", "--m1", "1"], "one-class/train two at least"),
-    (["--dataset", "folder", "--n1", "5", "--labeled-fraction", "0.5"], "--n1 --labeled-fraction"),
-    (["--dataset", "stl10", "--m1", "5"], "--m1 stl10"),
-    (["--dataset", "cifar10", "--data-dir", "corrupt"], "cifar10 is not whole in corrupt"),
-    (["--dataset", "cifar100", "--data-dir", "file"], "cifar100 file"),
+    (["--dataset", "folder", "--data-dir", "one-class"], "one-class/train two at least"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_a_mistake_is_one_line_and_status_2_and_leaves_every_file_as_it_was(
         arguments, words, tmp_path, monkeypatch, one_line):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/absent.tar.gz")
-    monkeypatch.setattr(torchvision.datasets.CIFAR100, "url", "http://127.0.0.1:9/absent.tar.gz")
     (tmp_path / "file").write_text("kept", encoding="utf-8")
     for name in ("empty", "no-test/train/ant", "unequal/train/ant", "unequal/train/dog", "unequal/test/ant",
-                 "no-images/train/a", "no-images/train/b", "no-images/test/a", "no-images/test/b",
-                 "one-class/train/ant", "one-class/test/ant", "corrupt/cifar-10-batches-py"):
+                 "unequal/test/cat", "no-images/train/a", "no-images/train/b", "no-images/test/a", "no-images/test/b",
+                 "one-class/train/ant", "one-class/test/ant"):
         (tmp_path / name).mkdir(parents=True)
-    for i in range(1, 6):
-        (tmp_path / f"corrupt/cifar-10-batches-py/data_batch_{i}").write_bytes(b"not CIFAR")
     before = files(tmp_path)
     assert train.main(arguments) == 2
     one_line(*words.split())
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("option, value", [words.split() for words in (
+    "--dataset mnist, --shift sideways, --precision fp8, --compile maybe, --n1 0, --m1 -5, --imb -10, --imb-u 0, "
+    "--labeled-fraction 0, --image-size 4, --alpha-min 1.5, --d 0, --threshold -0.1, --warmup-steps -1, "
+    "--prior-momentum 1.1, --steps 0, --batch-size -4, --mu 0, --lr 0, --lr nan, --lr inf, --weight-decay -1, "
+    "--ema -0.1, --bn-momentum 1.1, --eval-every 0, --seed -1").split(", ")])
+def test_a_value_out_of_its_range_is_refused_by_option_and_value(option, value):
+    with pytest.raises(ValueError, match=f"{option}.* '?{value}"):
+        train.parse([option, value])
 
 
 def test_names_of_classes_are_not_paths(train_small, tmp_path):

@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin, Image, ImageOps
+from PIL import EpsImagePlugin, Image
 
 import data
 from conftest import coloured_classes, load
@@ -52,15 +52,9 @@ def read_one(path, size=16):
 HALF = dict(n1=None, labeled_fraction=0.5)
 
 
-def everything(root):
-    """All training images and their labels: the unlabeled set, of which half is labeled, too."""
-    sets = load("folder", root, **HALF)
-    return sets.unlabeled, sets.hidden_labels
-
-
-def error_of(root, **settings):
+def error_of(root):
     with pytest.raises((ValueError, OSError)) as error:
-        load("folder", root, **HALF | settings)
+        load("folder", root, **HALF)
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -68,24 +62,17 @@ def error_of(root, **settings):
 
 # ---------------------------------------------------------------------------------- what is found
 
-def test_a_folder_keeps_pixels_labels_and_names_and_has_the_statistics_of_imagenet_127(root):
-    put(noise(9), root / "train" / "bee" / "second.png")
-    sets = load("folder", root, **HALF)
-    assert sets.classes == ["ant", "bee"] and sets.test_labels.tolist() == [0, 1]
-    assert all(np.array_equal(image, pixels(noise(seed))) for image, seed in zip(sets.test, (2, 3)))
-    assert torch.equal(sets.mean.flatten(), torch.tensor([.4811, .4575, .4079]))
-    assert torch.equal(sets.std.flatten(), torch.tensor([.2604, .2532, .2682]))
-
-
 def test_images_come_by_name_and_then_those_of_subfolders_by_name(root):
     names = ["b/1.png", "z.png", "a/2.png", "b/c/0.png", "k.png"]
     for i, name in enumerate(names):
         put(noise(20 + i), root / "train" / "bee" / name)
     order = ["first.png", "k.png", "z.png", "a/2.png", "b/1.png", "b/c/0.png"]
     expected = [pixels(Image.open(root / "train" / "bee" / name)) for name in order]
-    found, labels = everything(root)
-    assert labels.tolist() == [0] + 6 * [1]
-    assert all(np.array_equal(image, wanted) for image, wanted in zip(found[1:], expected))
+    sets = load("folder", root, **HALF)  # all training images are unlabeled, half of them labeled
+    assert sets.classes == ["ant", "bee"]
+    assert sets.hidden_labels.tolist() == [0] + 6 * [1] and sets.test_labels.tolist() == [0, 1]
+    assert np.array_equal(sets.unlabeled[1:], expected)
+    assert np.array_equal(sets.test, [pixels(noise(2)), pixels(noise(3))])
 
 
 def test_images_without_labels_join_and_leave_no_hidden_labels(tmp_path):
@@ -93,6 +80,7 @@ def test_images_without_labels_join_and_leave_no_hidden_labels(tmp_path):
     for i in range(7):
         put(Image.new("RGB", (16, 16), (i, i, i)), tmp_path / "unlabeled" / "deep" / f"{i}.png")
     sets = load("folder", tmp_path, **HALF)
+    assert all(part.untyped_storage().nbytes() == part.nbytes for part in sets[:6])  # no other memory is kept alive
     assert len(sets.unlabeled) == 127 and set(sets.hidden_labels.tolist()) == {-1} and len(sets.labels) == 60
     assert sets.unlabeled[:7, 0, 0, 0].tolist() == list(range(7))
     by_counts = load("folder", tmp_path, n1=20, m1=10**6, imb=4)  # M1 draws nothing: the 127 are U
@@ -110,46 +98,20 @@ def test_hidden_folders_are_no_classes_and_hidden_files_no_images(root):
     assert sets.classes == ["ant", "bee"] and len(sets.unlabeled) == 2 + 1
 
 
-@pytest.mark.parametrize("files", [[], ["one.gif"], ["one.jfif", "two.txt"], [".hidden.png"]])
-def test_an_unlabeled_folder_without_an_image_is_an_error(root, files):
-    (root / "unlabeled").mkdir()
-    for name in files:
-        (root / "unlabeled" / name).write_bytes(b"")
-    assert re.search("unlabeled holds no jpg, png, bmp, webp, tiff or ppm image", error_of(root))
-
-
-def test_an_unlabeled_that_is_a_file_is_an_error(root):
+def test_an_unlabeled_or_a_test_without_an_image_is_an_error(root):
     (root / "unlabeled").write_bytes(b"")
     assert "unlabeled" in error_of(root)
-
-
-@pytest.mark.parametrize("missing", ["train", "test"])
-def test_a_folder_that_is_absent_is_said_to_be_absent(root, missing):
-    (root / missing).rename(root / "elsewhere")
-    message = error_of(root)
-    assert "train/<class>/* and test/<class>/*" in message and f"there is no folder {root}/{missing}" in message
-
-
-def test_classes_that_differ_are_named(root):
-    put(noise(0), root / "train" / "cat" / "first.png")
-    put(noise(0), root / "test" / "dog" / "first.png")
-    assert "['cat', 'dog']" in error_of(root)
-
-
-def test_one_class_is_too_few(tmp_path):
-    for part in ("train", "test"):
-        put(noise(0), tmp_path / part / "ant" / "first.png")
-    assert "two at least" in error_of(tmp_path)
-
-
-def test_a_test_folder_without_an_image_is_an_error(root):
+    (root / "unlabeled").unlink()
+    for name in ("one.gif", ".hidden.png"):
+        put(noise(5), root / "unlabeled" / name)
+    assert "unlabeled holds no jpg, png, bmp, webp, tiff or ppm image" in error_of(root)
     for name in ("ant", "bee"):
         (root / "test" / name / "first.png").unlink()
-    assert re.search("test holds no .* image", error_of(root))
+    assert "test holds no jpg" in error_of(root)
 
 
 def test_files_of_a_kind_that_is_not_read_are_one_line_with_their_number_and_extensions(root, capsys):
-    for name in ("train/ant/1.HEIC", "train/ant/2.heic", "train/bee/deep/3.heic", "test/ant/moving.gif", "test/bee/none"):
+    for name in ("train/ant/1.HEIC", "train/ant/2.heic", "train/bee/deep/3.heic", "test/ant/moving.gif"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"")
     load("folder", root, **HALF)
@@ -160,9 +122,8 @@ def test_files_of_a_kind_that_is_not_read_are_one_line_with_their_number_and_ext
 
 def test_a_class_of_nothing_else_is_an_error_that_speaks_of_those_files_and_of_no_option(root):
     (root / "train" / "bee" / "first.png").rename(root / "train" / "bee" / "first.avif")
-    for settings in (HALF, dict(n1=1, m1=1, imb=1, labeled_fraction=None)):
-        message = error_of(root, **settings)
-        assert f"{root}/train/bee" in message and ".avif" in message and "--" not in message
+    message = error_of(root)
+    assert f"{root}/train/bee" in message and ".avif" in message and "--" not in message
 
 
 def test_a_name_composed_in_one_part_and_decomposed_in_the_other_is_one_class(root):
@@ -171,35 +132,25 @@ def test_a_name_composed_in_one_part_and_decomposed_in_the_other_is_one_class(ro
         (root / part / "bee").rename(root / part / unicodedata.normalize(form, "m\u00fccke"))
     sets = load("folder", root, **HALF)
     assert sets.classes == ["ant", "m\u00fccke"] and sets.test_labels.tolist() == [0, 1]
-    put(noise(0), root / "train" / unicodedata.normalize("NFD", "m\u00fccke") / "first.png")  # another class of this name
+    put(noise(0), root / "train" / unicodedata.normalize("NFD", "m\u00fccke") / "first.png")  # of the same name
     assert "each once" in error_of(root)
-
-
-def test_of_a_natural_tail_each_class_has_a_labeled_image(root):
-    for i in range(29):
-        put(noise(i), root / "train" / "ant" / f"{i}.png")
-    for i in range(8):
-        put(noise(i), root / "train" / "bee" / f"{i}.png")
-    assert torch.bincount(load("folder", root, n1=None, labeled_fraction=0.1).labels).tolist() == [3, 1]  # of 30 and 9
 
 
 # ------------------------------------------------------------------------- links and special files
 
 @LINKS
-def test_the_parts_and_the_classes_may_be_links_to_folders(root, tmp_path_factory):
+def test_the_parts_the_classes_and_the_images_may_be_links(root, tmp_path_factory):
     linked = tmp_path_factory.mktemp("linked")
     (linked / "train").symlink_to(root / "train")
-    (linked / "test").mkdir()
-    for name in ("ant", "bee"):
+    (linked / "test" / "ant").mkdir(parents=True)
+    for name in ("bee", "ant/first.png"):
         (linked / "test" / name).symlink_to(root / "test" / name)
     assert data.fingerprint(load("folder", linked, **HALF)) == data.fingerprint(load("folder", root, **HALF))
 
 
 @LINKS
 @pytest.mark.parametrize("place, target", [
-    ("train/ant/loop", "train/ant"), ("train/ant/loop", "train"), ("train/ant/loop", ""),
-    ("test/bee/other", "test/ant"), ("unlabeled/loop", "unlabeled"), ("unlabeled/linked", "train/ant"),
-    ("unlabeled/deep/er/loop", "unlabeled/deep")])
+    ("train/ant/loop", "train"), ("test/bee/other", "test/ant"), ("unlabeled/deep/er/loop", "unlabeled/deep")])
 def test_a_linked_folder_below_is_refused_by_name_so_that_no_loop_multiplies_images(root, place, target):
     put(noise(5), root / "unlabeled" / "deep" / "seen.png")
     (root / place).parent.mkdir(parents=True, exist_ok=True)
@@ -210,17 +161,9 @@ def test_a_linked_folder_below_is_refused_by_name_so_that_no_loop_multiplies_ima
 
 @LINKS
 def test_a_link_to_itself_and_a_broken_link_are_errors_by_name(root):
-    (root / "train" / "ant" / "gone.png").symlink_to(root / "nowhere.png")
-    assert "gone.png" in error_of(root)
-    (root / "train" / "ant" / "self.png").symlink_to(root / "train" / "ant" / "self.png")
-    assert "self.png" in error_of(root)
-
-
-@LINKS
-def test_a_linked_image_is_read(root):
-    (root / "train" / "ant" / "again.png").symlink_to(root / "train" / "bee" / "first.png")
-    images, _ = everything(root)
-    assert torch.equal(images[0], images[2]) and len(images) == 3
+    for name, target in (("gone.png", "nowhere.png"), ("self.png", "train/ant/self.png")):
+        (root / "train" / "ant" / name).symlink_to(root / target)
+        assert name in error_of(root)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
@@ -288,7 +231,7 @@ def as_file(form, dtype):
 
 
 DEEP = {"12-bit TIFF": tiff(12), "16-bit TIFF": tiff(16), "WhiteIsZero": tiff(16, photometric=0),
-        "signed TIFF": tiff(8, (339, 2)), "signed 16-bit TIFF": tiff(16, (339, 2)), "32-bit TIFF": as_file("TIFF", np.int32),
+        "signed TIFF": tiff(8, (339, 2)), "32-bit TIFF": as_file("TIFF", np.int32),
         "float TIFF": as_file("TIFF", np.float32), "16-bit PNG": as_file("PNG", np.uint16),
         "16-bit PPM": b"P5 16 16 65535\n" + bytes(512), "12-bit PPM": b"P5 16 16 4095\n" + bytes(512),
         **{f"transparent {bits}-bit PNG": png(bits, [b"\0" + bytes(2 * bits)] * 16, 1) for bits in (1, 2, 4)}}
@@ -324,7 +267,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(root, side)
     assert "vast.png" in message and f"{side} x {side} pixels" in message and not told
 
 
-UNDO = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+UNDO = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270}  # by EXIF's table: how a camera stores an upright picture under each orientation
 
@@ -332,21 +275,11 @@ UNDO = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_1
 @pytest.mark.parametrize("suffix", ["png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", UNDO)
 def test_a_picture_stands_upright_whatever_its_exif_orientation(tmp_path, orientation, suffix):
-    upright = noise(4)
-    stored = upright if orientation == 1 else upright.transpose(UNDO[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored.save(tmp_path / f"image.{suffix}", exif=exif, **({"lossless": True} if suffix == "webp" else {}))
-    assert np.array_equal(read_one(tmp_path / f"image.{suffix}"), pixels(upright))
-
-
-def test_an_upright_jpeg_is_the_same_with_and_without_exif_and_a_tall_one_is_cut_after_it_is_turned(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    tall = noise(5, 24, 16)
-    tall.save(tmp_path / "turned.png", exif=exif)
-    expected = ImageOps.fit(tall.transpose(Image.Transpose.ROTATE_270), (16, 16))
-    assert np.array_equal(read_one(tmp_path / "turned.png"), pixels(expected))
+    options = {"lossless": True} if suffix == "webp" else {}
+    noise(4).transpose(UNDO[orientation]).save(tmp_path / f"image.{suffix}", exif=exif, **options)
+    assert np.array_equal(read_one(tmp_path / f"image.{suffix}"), pixels(noise(4)))
 
 
 @pytest.mark.parametrize("exif", [
@@ -398,9 +331,8 @@ def test_a_postscript_file_named_jpg_never_starts_ghostscript(root, monkeypatch)
 
 
 @pytest.mark.parametrize("start", [
-    b"", b"DDS |\0\0\0" + bytes(200), b"\0\0\0\x1cftypavif" + bytes(100), b"GIF89a" + bytes(30),
-    b"8BPS\0\1" + bytes(30), b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0\x08\0\0\0\xff\xff", b"BM" + bytes(60),
-    b"RIFF\0\0\0\0WEBPVP8 ", b"P6 9999999999 1 255\n", b"P6 1000000 1000000 255\n", b"P6 2 2 255\n", b"\0" * 100])
+    b"", b"DDS |\0\0\0" + bytes(200), b"GIF89a" + bytes(30), b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n",
+    b"II*\0\x08\0\0\0\xff\xff", b"BM" + bytes(60), b"P6 9999999999 1 255\n", b"P6 2 2 255\n"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_file_that_is_no_whole_image_is_one_line_that_names_it(root, start):
     (root / "train" / "ant" / "damaged.jpg").write_bytes(start)
@@ -427,8 +359,7 @@ def test_any_damage_to_a_file_is_read_or_reported(tmp_path, form):
         assert "unreadable images" in str(error) and "\n" not in str(error)
 
 
-@pytest.mark.parametrize("kind", [
-    KeyError, IndexError, ZeroDivisionError, OverflowError, MemoryError, NotImplementedError])
+@pytest.mark.parametrize("kind", [KeyError, MemoryError])
 def test_whatever_a_decoder_raises_is_a_line_that_names_the_file(root, monkeypatch, kind):
     def broken(path, size):
         raise kind("first line\nsecond line")
@@ -446,13 +377,7 @@ def test_unreadable_images_are_named_together_up_to_ten(root):
     assert re.findall(r"bad(\d\d)\.png. \(", message) == [f"{i:02}" for i in range(10)]
 
 
-# ----------------------------------------------------------------------------- memory, interruption
-
-def test_what_is_kept_holds_no_other_memory_alive(root):
-    put(noise(9), root / "unlabeled" / "more.png")
-    for part in load("folder", root, **HALF)[:6]:
-        assert part.untyped_storage().nbytes() == part.nbytes
-
+# ------------------------------------------------------------------------ what is said, interruption
 
 def test_a_line_says_before_the_decoding_how_many_images_there_are_and_where(root, capsys):
     put(noise(9), root / "train" / "bee" / "second.png")
@@ -460,32 +385,24 @@ def test_a_line_says_before_the_decoding_how_many_images_there_are_and_where(roo
     assert capsys.readouterr() == (f"reading 3 images in '{root}/train'\nreading 2 images in '{root}/test'\n", "")
 
 
-def test_ctrl_c_ends_the_decoding_without_the_images_that_have_not_begun(monkeypatch, sigint):
+def test_ctrl_c_ends_the_decoding_at_the_latest_with_the_part_that_has_begun(monkeypatch, sigint):
     begun = []
 
     def square(path, size):
         begun.append(path)
-        if len(begun) == 20:
+        if len(begun) == 200:
             signal.raise_signal(signal.SIGINT)
-        elif 20 < len(begun) < 1000:  # slowly, so that what is cancelled has not begun; not for ever
-            stopped.wait(0.005)
         return Image.new("RGB", (size, size))
-    stopped = threading.Event()
     monkeypatch.setattr(data, "square", square)
     with pytest.raises(KeyboardInterrupt):
         data.decode(["x"] * 100_000, 1, "photos")
-    assert len(begun) < 200
+    assert len(begun) <= 256
 
 
-@pytest.mark.parametrize("allowed", [1, 3])
-def test_there_are_as_many_threads_as_pytorch_may_use(root, monkeypatch, allowed):
+def test_there_are_as_many_threads_as_pytorch_may_use(root, monkeypatch):
     numbers = []
     pool = data.ThreadPoolExecutor
     monkeypatch.setattr(data, "ThreadPoolExecutor", lambda number: numbers.append(number) or pool(number))
-    before = torch.get_num_threads()
-    torch.set_num_threads(allowed)
-    try:
-        load("folder", root, **HALF)
-    finally:
-        torch.set_num_threads(before)
-    assert set(numbers) == {allowed}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    load("folder", root, **HALF)
+    assert set(numbers) == {3}

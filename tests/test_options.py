@@ -5,9 +5,7 @@ is seen on a network of three numbers, its logits, so that rate, decay, average 
 """
 
 import contextlib
-import csv
 import dataclasses
-import json
 import math
 import re
 from pathlib import Path
@@ -15,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import adapter
 import evaluate
 import fake_cuda
-from conftest import coloured_classes
+import train
+from conftest import coloured_classes, made_up_run, parse
 from train import Config
 
 BASE = ("--dataset folder --data-dir IMAGES --n1 20 --m1 10 --imb 4 --shift consistent --image-size 8 --model wrn-10-1 "
@@ -27,7 +25,6 @@ T = 50                                     # half of the steps are done
 LOGITS = torch.tensor([0.7, 0.2, 0.1]).log()
 RATE = 0.03 * math.cos(7 * math.pi * T / 1600)
 PRIOR = torch.tensor([20, 10, 5]) / 35     # P_L
-ANOTHER = object()                         # expected: anything but what it is without the option
 
 
 class Logits(torch.nn.Module):
@@ -61,7 +58,7 @@ def places(tmp_path_factory):
 # ------------------------------------------------------------------------------------ what can be seen of a run
 
 def run_of(words, **parts):
-    return adapter.make(adapter.parse(words), **parts)
+    return train.Run(parse(*words), **parts)
 
 
 def classes(words):
@@ -87,8 +84,8 @@ def one_step(words, network=None, t=T, watch=None):
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     if watch:
         run.model.register_forward_hook(watch)
-    adapter.set_step(run, t)
-    return run, adapter.step(run, adapter.batch(run)), before
+    run.t = t
+    return run, run.step(*run.batch()), before
 
 
 def seen(words):
@@ -110,7 +107,7 @@ def dtype(words):
 
 def sizes(words):
     """Of the parts of a batch: labeled images and labels, unlabeled images and labels, draws."""
-    return [len(part) for part in adapter.batch(run_of(words))]
+    return [len(part) for part in run_of(words).batch()]
 
 
 def losses(words):
@@ -124,16 +121,16 @@ def alpha_in_step(words):
     network = Logits()
     network.logits.data.zero_()
     run = run_of([*words, "--method", "udal", "--threshold", 1], model=network)
-    adapter.set_step(run, T)
-    found = adapter.batch(run)
-    adapter.step(run, found)
-    adjusted = network.gradients[0] + torch.bincount(found[1], minlength=3) / len(found[1])
+    run.t = T
+    _, labels, *_ = batch = run.batch()
+    run.step(*batch)
+    adjusted = network.gradients[0] + torch.bincount(labels, minlength=3) / len(labels)
     return round(1 - (torch.log(adjusted[0] / adjusted[2]) / torch.log(PRIOR[0] / PRIOR[2])).item(), 4)
 
 
 def log(words):
     run = run_of([*words, "--steps", 4], model=Logits())
-    adapter.train_to_the_end(run)
+    train.train(run, None)
     return run.rows
 
 
@@ -167,9 +164,7 @@ def network(words):
 
 
 def length(words):
-    run = run_of(words, model=Logits())
-    adapter.train_to_the_end(run)
-    return run.rows[-1]["step"]
+    return train.train(run_of(words, model=Logits()), None)["step"]
 
 
 def rate(words):
@@ -204,7 +199,7 @@ def device(words):
         if "cuda" in words:
             stack.enter_context(fake_cuda.gpu(patch))
         run = run_of(words)
-        parts = [*adapter.batch(run), *run.model.parameters(), *run.ema.model.parameters(), run.estimator.q_hat]
+        parts = [*run.batch(), *run.model.parameters(), *run.ema.model.parameters(), run.estimator.q_hat]
         return {part.device.type for part in parts}
 
 
@@ -220,20 +215,13 @@ def compilations(words):
 def files(words):
     """Where the command writes, below the current directory."""
     before = {*Path().rglob("*.json")}
-    assert adapter.train_with([*words, "--steps", 1]) == 0
+    assert train.main([*words, "--steps", "1"]) == 0
     return sorted(path.as_posix() for path in {*Path().rglob("*.json")} - before)
 
 
 def own_directory(words):
-    variant = "mine" if "variant" in words else None
-    return adapter.parse([word for word in words if word != variant and word != "variant"], variant).out
-
-
-def images(words):
-    """All that is random before the first step."""
-    run = run_of(words)
-    return [sum(part.double().sum().item() for part in parts)
-            for parts in ([run.sets.labeled], [run.sets.unlabeled], run.model.parameters(), adapter.batch(run)[4:])]
+    *others, last = words
+    return parse(*others, variant="mine").out if last == "variant" else parse(*words).out
 
 
 ROWS = [  # field, its option, what can be seen of it, the value that is to be seen with it
@@ -252,6 +240,7 @@ ROWS = [  # field, its option, what can be seen of it, the value that is to be s
     ("image_size", "--image-size 12", side, (12, 12)),
     ("method", "--method fixmatch", losses, {"loss_s", "loss_u"}),
     ("method", "--method supervised", losses, {"loss_s"}),
+    ("method", "--method supervised", sizes, [4, 4, 0, 0, 4]),
     ("alpha_min", "--alpha-min 0.5", alpha_in_step, 1 - 0.5 / 4),
     ("alpha_min", "--alpha-min 0.5", alpha_in_log, 1 - 0.5 / 4),
     ("d", "--d 1", alpha_in_step, 1 - 0.9 / 2),
@@ -268,7 +257,7 @@ ROWS = [  # field, its option, what can be seen of it, the value that is to be s
     ("ema", "--ema 0.75", average, 0.75),
     ("bn_momentum", "--bn-momentum 0.2", norms, {0.2}),
     ("eval_every", "--eval-every 2", evaluations, [2, 4]),
-    ("seed", "--seed 1", images, ANOTHER),
+    ("seed", "--seed 1", own_directory, "runs/folder-adello-consistent-imb4-s1"),  # see test_seeds.py
     ("device", "--device cuda", device, {"cuda"}),
     ("precision", "--precision bf16", dtype, torch.bfloat16),
     ("precision", "--precision fp16", dtype, torch.float16),
@@ -317,20 +306,17 @@ def test_what_is_to_be_seen_without_an_option(look, places, tmp_path, monkeypatc
                                                                      for _, option, look, _ in ROWS])
 def test_an_option_does_what_it_says(name, option, look, expected, places, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if expected is ANOTHER:
-        assert all(a != b for a, b in zip(look(spoken(option, places)), look(spoken("", places)), strict=True))
-    else:
-        assert not close(expected, DEFAULTS[look]) and close(look(spoken(option, places)), expected)
+    assert not close(expected, DEFAULTS[look]) and close(look(spoken(option, places)), expected)
 
 
 @pytest.mark.parametrize("name, option", dict((row[:2] for row in ROWS if row[0] != "variant")).items())
 def test_an_option_sets_its_own_field_alone(name, option, places):
     """But for what stands in place of another and for what a data set's preset brings."""
-    before = dataclasses.asdict(adapter.parse(spoken("", places)))
+    before = dataclasses.asdict(parse(*spoken("", places)))
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         if "cuda" in option:
             stack.enter_context(fake_cuda.gpu(patch))
-        after = dataclasses.asdict(adapter.parse(spoken(option, places)))
+        after = dataclasses.asdict(parse(*spoken(option, places)))
     follows = {"dataset": {"data_dir", "shift", "warmup_steps", "prior_momentum", "lr", "ema", "bn_momentum",
                            "eval_every"}, "labeled_fraction": {"n1", "m1", "imb", "shift"}, "imb_u": {"shift"},
                "steps": {"warmup_steps"}}
@@ -341,7 +327,7 @@ def test_an_option_sets_its_own_field_alone(name, option, places):
 def test_the_averaged_network_is_the_one_that_is_tested(places):
     """Negative log-likelihood of three classes with two test images each: the mean of -log p over the classes."""
     run = run_of([*spoken("--lr 0.5 --ema 0.75", places), "--steps", 4], model=Logits())
-    result = adapter.train_to_the_end(run)
+    result = train.train(run, None)
     learned, averaged = (-network.logits.detach().double().log_softmax(0).mean().item()
                          for network in (run.model, run.ema.model))
     assert result["nll"] == pytest.approx(averaged, abs=1e-6) and abs(averaged - learned) > 0.01
@@ -349,7 +335,7 @@ def test_the_averaged_network_is_the_one_that_is_tested(places):
 
 def test_help_shows_every_option_with_its_default(capsys):
     with pytest.raises(SystemExit) as stop:
-        adapter.train_with(["--help"])
+        train.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
     for field in dataclasses.fields(Config):
@@ -381,29 +367,19 @@ def test_another_value_of_a_setting_is_another_run_unless_it_is_free(name):
     one = Config()
     other = dataclasses.replace(one, **{name: VALUES[name]})
     for held, asked in ((one, other), (other, one)):
-        refused = adapter.refusal(held, asked)
-        assert (refused is None) == (name in FREE)
-        if refused:
-            assert name.replace("_", "-") in refused
-            assert str(getattr(held, name)) in refused and str(getattr(asked, name)) in refused
+        if name in FREE:
+            train.compare(dataclasses.asdict(held), dataclasses.asdict(asked), {})
+            continue
+        values = f"--{name.replace('_', '-')} {getattr(held, name)}, not {getattr(asked, name)}"
+        with pytest.raises(ValueError, match=re.escape(values)):
+            train.compare(dataclasses.asdict(held), dataclasses.asdict(asked), {})
 
 
 @pytest.mark.parametrize("name", VALUES)
 def test_runs_that_differ_in_a_setting_are_two_rows_unless_it_is_free(name, tmp_path, capsys):
     """Seeds make one row, and so do runs that differ in what makes no other run."""
-    result = dict(balanced_accuracy=0.5, ece=0.1, mce=0.2, kl_q_qhat=0.03, per_class_accuracy=[0.9, 0.1],
-                  p_labeled=[0.6, 0.4], classes=["a", "b"], q_true=[0.5, 0.5], q_hat=[0.5, 0.5])
     for seed, changes in enumerate(({}, {name: VALUES[name]})):
-        directory = tmp_path / f"run-s{seed}"
-        directory.mkdir()
-        row = {"step": 1, "alpha": 1.0, "kl_q_qhat": 0.0}
-        with open(directory / "log.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row)
-            writer.writeheader()
-            writer.writerow(row)
-        settings = dataclasses.asdict(Config(seed=seed)) | changes
-        (directory / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-        (directory / "result.json").write_text(json.dumps(result), encoding="utf-8")
+        made_up_run(tmp_path / f"run-s{seed}", **dataclasses.asdict(Config(seed=seed)) | changes)
     assert evaluate.main([str(tmp_path / "run-s*")]) == 0
     table = capsys.readouterr().out.split("\n\n")[0].splitlines()[2:]
     assert len(table) == (1 if name in FREE | {"seed"} else 2)

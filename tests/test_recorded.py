@@ -10,10 +10,14 @@ import pytest
 import torch
 import torchvision
 
-import adapter
-from conftest import ROOT
+import data
+import train
+from conftest import ROOT, parse
 
-SMALL = "--model wrn-10-1 --device cpu --precision fp32 --compile off".split()
+
+def load(*words, size):
+    """The Data of a command line, with images of this size, which may be below those of --image-size."""
+    return data.load(dataclasses.replace(parse(*words), image_size=size))
 
 
 # ------------------------------------------------------------------------------------------ counts of the paper
@@ -58,8 +62,7 @@ SETTINGS = [  # section 5 of the paper: data set, N1, M1, gamma
 @pytest.mark.parametrize("dataset, n1, m1, gamma", SETTINGS)
 def test_every_setting_of_the_paper_has_its_counts(dataset, n1, m1, gamma, shift, published):
     K = HELD[dataset][0]
-    config = adapter.parse(["--dataset", dataset, "--n1", n1, "--m1", m1, "--imb", gamma, "--shift", shift, *SMALL])
-    sets = adapter.load(dataclasses.replace(config, image_size=1))
+    sets = load("--dataset", dataset, "--n1", n1, "--m1", m1, "--imb", gamma, "--shift", shift, size=1)
     labeled = counts(n1, gamma, K)
     drawn = {"consistent": counts(m1, gamma, K), "uniform": [m1] * K, "reversed": counts(m1, gamma, K)[::-1]}[shift]
     assert torch.bincount(sets.labels).tolist() == labeled
@@ -68,23 +71,23 @@ def test_every_setting_of_the_paper_has_its_counts(dataset, n1, m1, gamma, shift
 
 @pytest.mark.parametrize("gamma_u", [50, 20, 10, 1, 0.1, 0.05, 0.02])
 def test_the_unlabeled_set_of_the_sweep_has_an_imbalance_of_its_own(gamma_u, published):
-    config = adapter.parse(["--dataset", "cifar100", "--imb", 50, "--imb-u", gamma_u, *SMALL])
-    sets = adapter.load(dataclasses.replace(config, image_size=1))
+    sets = load("--dataset", "cifar100", "--imb", 50, "--imb-u", gamma_u, size=1)
     drawn = counts(300, gamma_u, 100) if gamma_u >= 1 else counts(300, round(1 / gamma_u), 100)[::-1]
     assert torch.bincount(sets.hidden_labels).tolist() == [n + m for n, m in zip(counts(150, 50, 100), drawn)]
 
 
 @pytest.mark.parametrize("n1, gamma", [(150, 10), (150, 20), (450, 10), (450, 20)])
 def test_stl10_takes_all_its_images_as_unlabeled_ones(n1, gamma, published):
-    config = adapter.parse(["--dataset", "stl10", "--n1", n1, "--imb", gamma, *SMALL])
-    sets = adapter.load(dataclasses.replace(config, image_size=1))
+    sets = load("--dataset", "stl10", "--n1", n1, "--imb", gamma, size=1)
     assert torch.bincount(sets.labels).tolist() == counts(n1, gamma, 10)
     assert len(sets.unlabeled) == 5000 + 30
 
 
 def test_the_counts_that_the_paper_and_the_talk_write_out():
-    assert counts(1500, 100, 10) == [1500, 899, 539, 323, 193, 116, 69, 41, 25, 15]
-    assert counts(3000, 100, 10)[::-1] == [30, 50, 83, 139, 232, 387, 646, 1078, 1798, 3000]
+    falling = [1500, 899, 539, 323, 193, 116, 69, 41, 25, 15]
+    rising = [30, 50, 83, 139, 232, 387, 646, 1078, 1798, 3000]
+    assert counts(1500, 100, 10) == data.long_tail_counts(1500, 100, 10) == falling
+    assert counts(3000, 100, 10)[::-1] == data.long_tail_counts(3000, 1 / 100, 10) == rising
 
 
 # ---------------------------------------------------------------------------------------- channel statistics
@@ -100,10 +103,8 @@ STATISTICS = {  # mean and std; where the authors write levels of 0 to 255, so d
 @pytest.mark.parametrize("dataset", STATISTICS)
 def test_images_are_normalised_as_the_authors_do_it(dataset, published, image_folder):
     """To the last bit of float32."""
-    words = ["--dataset", dataset, *SMALL, *["--data-dir", image_folder] * (dataset == "folder")]
-    config = adapter.parse(words)
-    size = 1 if dataset in HELD else 8
-    sets = adapter.load(dataclasses.replace(config, image_size=size))
+    words = ["--dataset", dataset, *["--data-dir", image_folder] * (dataset == "folder")]
+    sets = load(*words, size=1 if dataset in HELD else 8)
     mean, std, unit = STATISTICS[dataset]
     for found, expected in ((sets.mean, mean), (sets.std, std)):
         assert torch.equal(found, torch.tensor([value / unit for value in expected]).view(3, 1, 1))
@@ -121,7 +122,7 @@ SHAPES = {  # of the images that all recorded runs on shapes saw: mean and stand
 @pytest.mark.parametrize("part", SHAPES)
 def test_shapes_are_the_images_of_the_recorded_runs(part):
     """By sums: sine and cosine differ in their last bits from machine to machine, and with them a pixel or two."""
-    sets = adapter.load(adapter.parse("--n1 500 --m1 500 --imb 1".split() + SMALL))  # the unlabeled set is all of it
+    sets = data.load(parse(*"--n1 500 --m1 500 --imb 1".split()))  # the unlabeled set is all of it
     count, means, deviations = SHAPES[part]
     images = getattr(sets, part)
     assert images.shape == (10 * count, 3, 16, 16)
@@ -135,11 +136,10 @@ def test_the_first_steps_are_those_of_a_recorded_run():
     with gzip.open(ROOT / ".github/results/logs.csv.gz", "rt", encoding="utf-8") as file:
         recorded = next(row for row in csv.DictReader(file) if row["run"] == "shapes-adello-reversed-imb50-s0")
     assert recorded["step"] == "100"
-    run = adapter.make(adapter.parse("--device cpu --precision fp32 --compile off".split()))
+    run = train.Run(parse(*"--device cpu --precision fp32 --compile off".split()))
     loss = 0
-    for t in range(100):
-        adapter.set_step(run, t)
-        loss += adapter.step(run, adapter.batch(run))["loss_s"].item() / 100
+    for run.t in range(100):
+        loss += run.step(*run.batch())["loss_s"].item() / 100
     q_hat = run.estimator.q_hat
     kl = (run.q_true * (run.q_true / q_hat).log()).sum().item()
     assert loss == pytest.approx(float(recorded["loss_s"]), rel=0.004)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import adapter
 import data
+import train
+from conftest import parse
 
 FOLDER = ("--dataset folder --n1 20 --m1 10 --imb 4 --image-size 8 --model wrn-10-1 --batch-size 4 --mu 1 --device cpu "
           "--precision fp32 --compile off").split()
@@ -45,19 +46,19 @@ def runs(image_folder, numbered):
     for i, (change, (words, t)) in enumerate(CHANGES.items()):
         torch.manual_seed(i)
         np.random.seed(i)
-        config = adapter.parse([*FOLDER, "--data-dir", image_folder, *words])
-        run = adapter.make(config)
+        config = parse(*FOLDER, "--data-dir", image_folder, *words)
+        run = train.Run(config)
         parts = {"labeled images": run.sets.labeled, "unlabeled images": run.sets.unlabeled,
                  "first weights": torch.cat([p.flatten() for p in run.model.parameters()])}
         assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), run.ema.model.parameters(), strict=True))
-        run = adapter.make(config, numbered)
-        adapter.set_step(run, t)
-        labeled, _, unlabeled, _, draws = adapter.batch(run)
+        run = train.Run(config, numbered)
+        run.t = t
+        labeled, _, unlabeled, _, draws = run.batch()
         parts |= {"labeled images of the step": labeled, "unlabeled images of the step": unlabeled,
                   "views of labeled images": draws[:4], "views of unlabeled images": draws[4:]}
-        if change in ("nothing", "nothing again", "the seed"):  # with 500 + 500 of 1,000 images a class the unlabeled set holds all
+        if change in ("nothing", "nothing again", "the seed"):  # 500 + 500 images of a class are all that there are
             every = "--n1 500 --m1 500 --imb 1 --image-size 8 --model wrn-10-1 --device cpu".split()
-            sets = adapter.load(adapter.parse([*every, *words]))
+            sets = data.load(parse(*every, *words))
             parts |= {"shapes to train on": sets.unlabeled, "shapes to test on": sets.test}
         found[change] = {name: part.detach().clone() for name, part in parts.items()}
     return found
@@ -75,14 +76,14 @@ def epochs(run, part, count=3):
     """The numbers of the images of each epoch, in their order; part: 0 labeled, 2 unlabeled."""
     found = []
     for t in range(count * EPOCH):
-        adapter.set_step(run, t)
-        found += numbers(adapter.batch(run)[part])
+        run.t = t
+        found += numbers(run.batch()[part])
     return [found[i:i + N] for i in range(0, len(found), N)]
 
 
 @pytest.fixture
 def run(numbered, image_folder):
-    return adapter.make(adapter.parse([*FOLDER, "--data-dir", image_folder]), numbered)
+    return train.Run(parse(*FOLDER, "--data-dir", image_folder), numbered)
 
 
 @pytest.mark.parametrize("part, first", [(0, 0), (2, 100)])
@@ -98,7 +99,7 @@ def test_the_unlabeled_images_do_not_come_in_the_order_of_the_labeled_ones(run):
 
 
 def test_every_image_of_a_batch_comes_with_its_own_label(run):
-    labeled, labels, unlabeled, hidden_labels, _ = adapter.batch(run)
+    labeled, labels, unlabeled, hidden_labels, _ = run.batch()
     assert numbers(labeled) == labels.tolist() and len(set(labels.tolist())) == 4
     assert numbers(unlabeled - 100) == hidden_labels.tolist() and len(set(hidden_labels.tolist())) == 4
 
@@ -106,7 +107,7 @@ def test_every_image_of_a_batch_comes_with_its_own_label(run):
 @pytest.mark.parametrize("words", [[], ["--shift", "reversed"], ["--seed", 1]])
 def test_every_image_of_a_split_comes_with_its_own_label(words, image_folder):
     """The colour of the folder's images says their class."""
-    sets = adapter.load(adapter.parse([*FOLDER, "--data-dir", image_folder, *words]))
+    sets = data.load(parse(*FOLDER, "--data-dir", image_folder, *words))
     for images, labels in ((sets.labeled, sets.labels), (sets.unlabeled, sets.hidden_labels),
                            (sets.test, sets.test_labels)):
         assert images.float().mean((2, 3)).argmax(1).tolist() == labels.tolist()
@@ -117,8 +118,8 @@ def test_every_image_of_every_step_has_draws_of_its_own(run):
     """15 uniform numbers: no two of 1,000 steps are the same, and each column has the mean and the spread of [0, 1)."""
     rows = []
     for t in range(1000):
-        adapter.set_step(run, t)
-        rows.append(adapter.batch(run)[4])
+        run.t = t
+        rows.append(run.batch()[4])
     rows = torch.cat(rows).double()
     assert len(rows.unique(dim=0)) == len(rows) == 8000
     assert (rows.mean(0) - 0.5).abs().max() < 0.02 and (rows.std(0) - 12 ** -0.5).abs().max() < 0.01

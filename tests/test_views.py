@@ -1,11 +1,10 @@
-"""Views against PIL from end to end, to the last pixel: crop and flip, three of fourteen operations, Cutout."""
+"""Views against PIL, to the last pixel: crop and flip, fourteen operations, Cutout, each and from end to end."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
-import adapter
 import data
 from pil_operations import PIL_OPERATIONS
 
@@ -23,7 +22,11 @@ GREY = 125, 123, 114
 def form(request, monkeypatch):
     """Both ways of computing the views."""
     if request.param == "compiled":
-        adapter.as_compiled(monkeypatch)
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+
+
+def to_pil(image):
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
 def weak_by_pil(image, vertical, horizontal, flip):
@@ -43,11 +46,16 @@ def strong_by_pil(image, draws):
         name = NAMES[int(14 * choice)]
         low, high = RANGES[name]
         view = PIL_OPERATIONS[name](view, (low + (high - low) * level).item())
-    size = image.shape[-1]
-    side, x, y = (size * draws[9:].double() * torch.tensor([0.5, 1, 1])).tolist()
+    return cutout_by_pil(view, draws[9:])
+
+
+def cutout_by_pil(image, draws):
+    """draws: (3,), of side and centre. PIL draws from the truncated corner to the truncated end, both included."""
+    size = image.size[0]
+    side, x, y = (size * draws.double() * torch.tensor([0.5, 1, 1])).tolist()
     left, top = int(max(0, x - side / 2)), int(max(0, y - side / 2))
-    ImageDraw.Draw(view).rectangle((left, top, min(size, left + side), min(size, top + side)), GREY)
-    return view
+    ImageDraw.Draw(image).rectangle((left, top, min(size, left + side), min(size, top + side)), GREY)
+    return image
 
 
 def operations(draws):
@@ -102,3 +110,67 @@ def test_views_of_another_size_are_pils_too(size, images, drawn, form):
     expected = [strong_by_pil(image, row) for image, row in zip(images, draws)]
     allowed = torch.tensor(["AutoContrast" in names for names in operations(draws)]).int()
     assert (apart(data.strong(images, draws), expected) <= allowed).all()
+
+
+# ------------------------------------------------------------------------------------------ part by part
+
+@pytest.mark.parametrize("name", NAMES)
+def test_operation_equals_pil(name, images):
+    """At 64 magnitudes over the range, its lower end included; AutoContrast may be off by one level."""
+    function, low, high = data.OPERATIONS[name]
+    assert (low, high) == RANGES[name]
+    magnitude = low + (high - low) * torch.arange(64) / 64 * 0.999
+    expected = [PIL_OPERATIONS[name](to_pil(image), v) for image, v in zip(images, magnitude.tolist())]
+    found = function(images.clone(), magnitude.view(-1, 1, 1, 1))
+    assert (apart(found, expected) <= (name == "AutoContrast")).all()
+
+
+@pytest.mark.parametrize("name", ["TranslateX", "TranslateY"])
+def test_translation_at_an_exact_tie_takes_one_of_the_two_neighbours(name, images):
+    """Half-pixel shifts, where the nearest neighbour is not unique: PIL's view a hair to either side."""
+    magnitude = torch.arange(-9, 10) / 64
+    found = data.OPERATIONS[name][0](images[:19].clone(), magnitude.view(-1, 1, 1, 1))
+    before, after = ([PIL_OPERATIONS[name](to_pil(image), v + tiny) for image, v in zip(images, magnitude.tolist())]
+                     for tiny in (-1e-4, 1e-4))
+    assert not torch.minimum(apart(found, before), apart(found, after)).any()
+
+
+def test_cutout_equals_pils_rectangle():
+    draws = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
+    draws[:100] = (16 * draws[:100]).floor() / 16  # ends that fall on a pixel
+    found = data.cutout(torch.zeros(200, 3, 32, 32, dtype=torch.uint8), draws)
+    assert not apart(found, [cutout_by_pil(Image.new("RGB", (32, 32)), row) for row in draws]).any()
+
+
+def test_views_never_change_their_input_and_are_the_same_for_the_same_draws(images):
+    before = images.clone()
+    for view, number in ((data.weak, 3), (data.strong, 12)):
+        draws = torch.rand(64, number, generator=torch.Generator().manual_seed(5))
+        first, again = (view(images, draws) for _ in range(2))
+        assert torch.equal(first, again) and first.shape == images.shape and first.dtype == torch.uint8
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+@pytest.mark.parametrize("size", [8, 16, 28, 96])
+def test_batches_of_any_length_and_images_of_any_size_are_augmented(size, count):
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+    draws = torch.rand(count, 12)
+    assert data.strong(images, draws).shape == data.weak(images, draws[:, :3]).shape == images.shape
+
+
+def test_strong_views_hold_as_much_of_cutouts_grey_as_the_authors_do():
+    """8.2 % of the pixels are Cutout's grey on CIFAR-10, and so on any images that hold none of it."""
+    bright = torch.full((6000, 3, 32, 32), 200, dtype=torch.uint8)
+    views = data.strong(bright, torch.rand(6000, 12, generator=torch.Generator().manual_seed(0)))
+    grey = (views == torch.tensor(GREY, dtype=torch.uint8).view(1, 3, 1, 1)).all(1).float().mean().item()
+    assert grey == pytest.approx(0.082, abs=0.004)
+
+
+def test_normalized_images_have_mean_zero_and_deviation_one(images):
+    pixels = images.double() / 255
+    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
+    normal = data.normalize(images, mean.float().view(3, 1, 1), std.float().view(3, 1, 1))
+    assert normal.dtype == torch.float32
+    torch.testing.assert_close(normal.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normal.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)

@@ -90,38 +90,23 @@ class CReST(train.Run):
         return figures(loss_s, loss_u, mask, probs.argmax(dim=1), hidden_labels)
 
 
-def variant_of(generations):
-    """The run's name, which tells another number of generations."""
-    return "crest" if generations == GENERATIONS else f"crest-generations{generations}"
-
-
-def directory_of(out, generation, generations):
+def directory_of(out, generation):
     """A generation's directory: the last one's is the run's."""
-    return out if generation == generations - 1 else out / f"generation{generation}"
+    return out if generation == GENERATIONS - 1 else out / f"generation{generation}"
 
 
 def last_generation(config):
     """The run of the last generation, of a finished run in config.out."""
-    number = config.variant.removeprefix("crest").removeprefix("-generations")
-    generations = int(number or GENERATIONS)
-    before = directory_of(Path(config.out), generations - 2, generations) if generations > 1 else None
-    return CReST(config, before)
+    return CReST(config, directory_of(Path(config.out), GENERATIONS - 2))
 
 
 def main(arguments):
     """Train the generations one after the other, each a run of its own; a finished one is not repeated."""
-    parser = train.Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--generations", type=int, default=GENERATIONS)
-    options, arguments = parser.parse_known_args(arguments)
-    G = options.generations
-    if not 1 <= G <= 100:
-        raise ValueError(f"--generations {G} must be from 1 to 100")
-    variant = variant_of(G)
-    out = Path(train.parse(arguments, variant)[0].out)
-    for g in range(G):
-        before = directory_of(out, g - 1, G) if g else None
-        generation = functools.partial(CReST, before=before, power=1 - 0.5 * g / max(G - 1, 1))
-        status = train.main([*arguments, "--out", str(directory_of(out, g, G))], generation, variant)
+    out = Path(train.parse(arguments, "crest")[0].out)
+    for g in range(GENERATIONS):
+        before = directory_of(out, g - 1) if g else None
+        generation = functools.partial(CReST, before=before, power=1 - 0.5 * g / (GENERATIONS - 1))
+        status = train.main([*arguments, "--out", str(directory_of(out, g))], generation, "crest")
         if status:
             return status
     return 0

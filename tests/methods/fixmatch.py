@@ -36,7 +36,7 @@ def features(model, images):
 
 
 def counts_of(sets):
-    """Labeled images of each class, (K,). bincount would make the host wait for a GPU: it asks for the largest label."""
+    """Labeled images of each class, (K,); not by bincount, which would make the host wait for the largest label."""
     return F.one_hot(sets.labels, len(sets.classes)).sum(dim=0)
 
 
