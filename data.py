@@ -192,8 +192,8 @@ def folder(root, size):
         places[part] = sorted((unicodedata.normalize("NFC", name), name) for name in names)
     classes, others = ([name for name, _ in pairs] for pairs in places.values())
     if classes != others or len({*classes}) < max(len(classes), 2):
-        raise ValueError(f"{wanted}, the same classes, two at least, each once; in one of them "
-                         f"only: {sorted({*classes} ^ {*others})[:10]}")
+        raise ValueError(f"{wanted}, the same classes, two at least, each once; not so: "
+                         f"{sorted({*classes} ^ {*others})[:10] or classes[:10]}")
     arrays = []
     unread = Counter()
     for part, pairs in places.items():

@@ -375,7 +375,7 @@ def parse(argv=None, variant=None):
     preset = PRESETS[given.get("dataset", "shapes")]
     default = vars(Config()) | preset
     values = default | {"variant": variant} | given
-    # an option that would have no effect is refused
+    # a data option that would have no effect is refused
     unused = {name: values["dataset"] for name, value in preset.items() if value is None}
     if "n1" in given:
         unused["labeled_fraction"] = "--n1"
@@ -407,13 +407,13 @@ def choose(config):
         device = "cuda:0" if device == "cuda" or torch.cuda.device_count() else "cpu"
     try:  # the driver or the GPU may be too old; the views need float64, which MPS lacks
         torch.ones(1, device=device, dtype=torch.float64).add(1).item()
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         reason = str(error).splitlines()[0]
         if config.device != "auto":
             raise ValueError(f"--device {device} cannot be used: {reason}")
         print(f"note: on the CPU, since the GPU cannot be used: {reason}", file=sys.stderr)
         device = "cpu"
-    config.device = device
+    config.device = device = device if device.startswith("cuda") else "cpu"
     if device == "cpu":
         flags = getattr(torch.cpu, "get_capabilities", dict)()  # not before torch 2.11
         native = "bf16" if any(has and "bf16" in flag for flag, has in flags.items()) else "fp32"

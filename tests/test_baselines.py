@@ -2,6 +2,7 @@
 
 import io
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -439,6 +440,20 @@ def test_a_method_cannot_be_applied_to_what_it_made(finished, capsys):
     assert applied("crt", finished)
     assert baselines.main(["la", "runs/fixmatch+crt-s0"]) == 2
     assert "is a run of fixmatch+crt" in capsys.readouterr().err
+
+
+def test_files_of_somebody_else_are_not_written_over(finished, capsys):
+    Path("runs/fixmatch+la-s0").mkdir()
+    Path("runs/fixmatch+la-s0/config.json").write_text("precious", encoding="utf-8")
+    assert baselines.main(["la", str(finished)]) == 2
+    assert "holds results, no checkpoint" in capsys.readouterr().err
+    assert Path("runs/fixmatch+la-s0/config.json").read_text(encoding="utf-8") == "precious"
+
+
+def test_a_run_whose_images_have_moved_is_told_where(finished, image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "moved")
+    run, _ = posthoc.restored(finished, "cpu", baselines.kind_of, str(tmp_path / "moved"))
+    assert run.config.data_dir == str(tmp_path / "moved")
 
 
 def test_another_run_is_not_written_over(finished, options, capsys):

@@ -57,8 +57,8 @@ def la(run):
 METHODS = {"crt": crt, "la": la}
 
 
-def restored(directory, device, kind_of):
-    """A finished run as it was at its last step, and its result. ValueError where there is none."""
+def restored(directory, device, kind_of, data_dir=None):
+    """A finished run as it was at its last step, and its result; data_dir: where its images are now. ValueError."""
     state = train.read_checkpoint(Path(directory) / "checkpoint.pt")
     if not state or not state["result"]:
         raise ValueError(f"{directory} holds no checkpoint of a finished run")
@@ -70,6 +70,7 @@ def restored(directory, device, kind_of):
     if not kind:
         raise ValueError(f"{directory} is a run of {config.variant}; name one that was trained")
     config.out = str(directory)
+    config.data_dir = data_dir or config.data_dir
     config.device = device
     train.choose(config)
     run = kind(config)
@@ -95,18 +96,16 @@ def main(name, arguments, kind_of):
     parser = train.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("directory", nargs="?")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--data-dir")
     options, unknown = parser.parse_known_args(arguments)
     if unknown or not options.directory:
-        raise ValueError(f"{name} takes the directory of a finished run, and --device")
-    run, result = restored(options.directory, options.device, kind_of)
+        raise ValueError(f"{name} takes the directory of a finished run, --device and --data-dir")
+    run, result = restored(options.directory, options.device, kind_of, options.data_dir)
     config = run.config
     base = config.variant or config.method
     out = place(options.directory, base, name)
     config.variant = f"{base}+{name}"
     config.out = str(out)
-    other = train.read_checkpoint(out / "checkpoint.pt")
-    if other and other["config"]["variant"] != config.variant:
-        raise ValueError(f"{out} holds another run")
     sets = run.sets
     logits = evaluate.predict(METHODS[name](run), sets.test, sets.mean, sets.std)
     text = json.dumps(evaluate.metrics(logits, sets.test_labels))
@@ -115,6 +114,11 @@ def main(name, arguments, kind_of):
     row |= {column: value for column, value in found.items() if column in row}
     lock = train.hold(out)
     try:
+        other = train.read_checkpoint(out / "checkpoint.pt")
+        if other and other["config"]["variant"] != config.variant:
+            raise ValueError(f"{out} holds another run")
+        if not other and any((out / name).exists() for name in train.EXPORTS):
+            raise ValueError(f"{out} holds results, no checkpoint")
         train.save(run, out, result | found)
     finally:
         lock.release()
