@@ -421,12 +421,12 @@ def steps():
     return table("difference", {f"{LABELS[a]} less {LABELS[b]}": (a, b) for a, b in rows}, columns, PAIRED)
 
 
-def speed(names=None, file="benchmark.txt"):
+def speed(names=None):
     """What tests/benchmark.py printed: a name, a value and what is said of it; of all lines or some.
 
     It indents the parts of a step, each measured alone.
     """
-    machine, *lines = (RESULTS / file).read_text(encoding="utf-8").splitlines()
+    machine, *lines = (RESULTS / "benchmark.txt").read_text(encoding="utf-8").splitlines()
     rows = []
     for line in filter(None, lines):
         text = line.strip()
@@ -444,7 +444,8 @@ ALL, SWEPT = SHAPES.format("{}", "[ruc]*"), SHAPES.format("{}", "[ruci]*")  # un
 REVERSED, LONG, WRN = SHAPES.format("{}", "reversed"), "shapes-4500-{}-reversed-imb50", "folder-2000-{}-reversed-imb100"
 LONG_CIFAR, SHORT_CIFAR = "folder-12000-{}-reversed-imb100", "folder-short-{}-uniform-imb100"
 FOUR = methods("fixmatch", "udal", "flexda", "adello")
-FAMILY = methods("supervised", "ccr", "kd", "oracle", *FOUR.values())
+FIVE = methods("fixmatch+la", *FOUR.values())
+FAMILY = methods("supervised", "ccr", "kd", "oracle", *FIVE.values())
 PLOT = methods("fixmatch", "darp", "debiaspl", "crest", "abc", "udal", "cossl", "adello")
 OTHERS = methods("fixmatch+la", "darp+crt", "crest+la", "flexda", *PLOT.values())
 DRAWN = methods("fixmatch+la", "flexda", *PLOT.values())
@@ -476,15 +477,12 @@ UNDONE = {name: (pattern, SHAPES.format("adello", shift)) for name, pattern, shi
     ("Q̂ with momentum 0.999", REVERSED.format("adello") + "-momentum0.999", "reversed"),
     ("fp32 in place of bf16", REVERSED.format("fp32-adello"), "reversed"),
     ("T follows Q̂ at every step", SHAPES.format("moving-temperature", "consistent"), "consistent"))}
-AS_SHIPPED = {f"{name}, {shift}": (f"shapes-fp32-{a}-{shift}-imb50", f"shapes-fp32-{b}-{shift}-imb50")
-              for name, a, b, shifts in (
-    ("T = 1", "temperature-one", "adello", SHIFTS[::2]), ("constant rate", "constant-rate", "adello", SHIFTS[::2]),
-    ("T = 1 and constant rate", "as-shipped", "adello", SHIFTS[::2]),
-    ("T = 1, CCR from step 700", "warmup700-temperature-one", "warmup700-adello", SHIFTS[2:]),
-    ("T = 1 in FixMatch + CCR", "temperature-one-ccr", "ccr", SHIFTS[2:])) for shift in shifts}
+AS_SHIPPED = {f"{name}, {shift}": (f"shapes-fp32-{variant}-{shift}-imb50", f"shapes-fp32-adello-{shift}-imb50")
+              for name, variant in (("T = 1", "temperature-one"), ("constant rate", "constant-rate"),
+                                    ("T = 1 and constant rate", "as-shipped")) for shift in SHIFTS[::2]}
 
 TABLES = {
-    "short": lambda: by_shift(SHAPES, FOUR, range(5)),
+    "short": lambda: by_shift(SHAPES, FIVE, range(5)),
     "family": lambda: by_shift(SHAPES, FAMILY, range(5)),
     "parts": lambda: changes(PARTS, PAIRED),
     "against": lambda: against(SHAPES, methods(*LABELS), PAIRED),
@@ -538,12 +536,11 @@ TABLES = {
     "steps": steps,
     "speed": speed,
     "speed-short": lambda: speed(["step", "ratio"]),
-    "speed-fp32": lambda: speed(["step", "conventional", "ratio"], "benchmark-fp32.txt"),
     **{name: functools.partial(published, name)
        for name in ("CIFAR-10-LT", "CIFAR-100-LT", "STL-10-LT", "ImageNet-127")}}
 
 PICTURES = {  # name: the patterns and seeds of its groups of runs
-    "reliability": ([SHAPES.format(m, "reversed") for m in FOUR.values()], range(5)),
+    "reliability": ([SHAPES.format(m, "reversed") for m in FIVE.values()], range(5)),
     "fig3": ([SHAPES.format("adello", shift) for shift in SHIFTS[::-1]], range(5)),
     "sweep": ([SHAPES.format(m, name) for m in FOUR.values() for name in SWEEP.values()], range(3)),
     "calibration": ([SHAPES.format(m, "consistent") for m in DRAWN.values()], range(3))}
