@@ -223,15 +223,14 @@ def train(run, directory):
         now = time.monotonic()
         run.seconds = round(now - begun, 2)
         last = last or (now, run.t)
-        done = run.t == config.steps
-        evaluating = done or run.t % config.eval_every == 0
+        evaluating = run.t == config.steps or run.t % config.eval_every == 0
         if not evaluating and now - last[0] < 60:
             continue
         if not all(torch.isfinite(total) for total in run.totals.values()):
             raise FloatingPointError("the loss is not finite; try a lower --lr")
         result = record(run) if evaluating else None
         if directory:
-            save(run, directory, result if done else None)
+            save(run, directory, result if run.t == config.steps else None)
             shown = ("loss_s", "balanced_accuracy", "ece") if evaluating else ()
             status = [f"step {run.t}/{config.steps}", *(f"{k} {result[k]:.3f}" for k in shown)]
             if now > last[0]:
@@ -475,4 +474,7 @@ def main(argv=None, kind=Run, variant=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # a second Ctrl-C, while the first was handled
+        sys.exit(130)

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import filelock
 import pytest
 import torch
 
+import data
 import evaluate
 import train
 from conftest import (EXPORTS, ROOT, SMALL, SPLIT, assert_same, at_step, coloured_classes, contents, raises, rows,
@@ -153,6 +155,18 @@ def test_ctrl_c_says_in_one_line_how_to_continue(train_small, tmp_path, undistur
     assert "same command" in line and "without --fresh" in line and "continue" in line and not captured.err
     assert train_small("--out", "run") == 0 and "from step 3" in capsys.readouterr().out
     assert_same(state_of(tmp_path / "run"), state_of(undisturbed))
+
+
+def test_a_second_ctrl_c_while_the_first_is_handled_has_no_traceback(monkeypatch, tmp_path):
+    """The first in the set-up; the second when its line is about to be printed."""
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(data, "load", interrupted)
+    monkeypatch.setattr("builtins.print", interrupted)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--out", str(tmp_path)])
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as stop:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert stop.type is SystemExit and stop.value.code == 130
 
 
 def test_a_finished_run_is_printed_and_not_repeated_and_its_files_are_left_alone(
