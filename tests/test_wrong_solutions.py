@@ -52,6 +52,8 @@ WRONG["smooth"] = [
     ("1e-9 added", "p = (q + 1e-9) ** alpha\nreturn p / p.sum()", "rare class"),
     ("always float64", "p = q.double() ** alpha\nreturn p / p.sum()", "float32 in"),
     ("filled on the CPU", "p = torch.zeros(len(q), dtype=q.dtype)\np += q ** alpha\nreturn p / p.sum()", "device"),
+    ("Python floats", "p = [float(x) ** float(alpha) for x in q]\n"
+     "return torch.tensor([x / sum(p) for x in p], dtype=q.dtype)", "GPU"),
     ("a list", "total = sum(x ** alpha for x in q.tolist())\nreturn [x ** alpha / total for x in q.tolist()]"),
 ]
 RIGHT["smooth"] = [
@@ -192,6 +194,7 @@ WRONG["weak"] = [
     ("floats out", weak(back="torch.stack(views).float()"), "uint8"),
     ("order of the batch turned", weak(back="torch.stack(views).flip(0)"), "view i is image i"),
     ("from the other end, one too far", weak(x="int((1 - draws[i, 1]) * (2 * pad + 1))"), "one beyond"),
+    ("fails on an empty batch", weak(back="torch.stack(views)"), "may be empty"),
 ]
 RIGHT["weak"] = [
     ("a loop", weak()),
@@ -343,6 +346,7 @@ WRONG["at_target"] = [
     ("along the batch", "if len(logits) == len(source):\n    return (logits.T + (target / source).log()).T\n"
      "return logits + (target / source).log()", "class k"),
     ("ratio clamped", "logits + (target / source).clamp(0.01, 100).log()", "far apart"),
+    ("writes into its logits", "logits += (target / source).log()\nreturn logits", "in-place"),
     ("the first row alone", "logits[0] + (target / source).log()", "(N, K) in"),
 ]
 RIGHT["at_target"] = [
@@ -358,6 +362,8 @@ WRONG["temperature_of_counts"] = [
     ("arithmetic over harmonic", "return sum(counts) / len(counts) ** 2 * sum(1 / n for n in counts)"),
     ("arithmetic mean", "return sum(counts) / len(counts)"),
     ("sorts the caller's list", "counts.sort()\n" + GM + "return sum(counts) / len(counts) / geometric", "caller's"),
+    ("empties the caller's list", "n = [counts.pop() for _ in range(len(counts))]\n"
+     + GM.replace("counts", "n") + "return sum(n) / len(n) / geometric", "caller's"),
 ]
 RIGHT["temperature_of_counts"] = [
     ("arithmetic over geometric mean", GM + "return sum(counts) / len(counts) / geometric"),
