@@ -332,6 +332,9 @@ def compare(held, asked, given):
 def hold(directory):
     """Make a directory if need be and lock it for this process. Returns the lock. ValueError."""
     directory.mkdir(parents=True, exist_ok=True)
+    files = {path.name for path in directory.iterdir()}
+    if "checkpoint.pt" not in files and files & {*EXPORTS}:
+        raise ValueError(f"--out {directory} holds results, no checkpoint; give another --out")
     lock = filelock.FileLock(directory / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -354,7 +357,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv=None, variant=None):
-    """The command line: (Config, dict of what was given). Raises ValueError."""
+    """The command line: (Config, dict of what was given). ValueError, for idle options, too."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                     argument_default=argparse.SUPPRESS, allow_abbrev=False,
                     epilog="In brackets: the values for cifar10; PRESETS holds the others'.")
@@ -374,7 +377,6 @@ def parse(argv=None, variant=None):
     preset = PRESETS[given.get("dataset", "shapes")]
     default = vars(Config()) | preset
     values = default | {"variant": variant} | given
-    # a data option that would have no effect is refused
     unused = {name: values["dataset"] for name, value in preset.items() if value is None}
     if "n1" in given:
         unused["labeled_fraction"] = "--n1"
@@ -431,15 +433,13 @@ def main(argv=None, kind=Run, variant=None):
 
     kind: Run, a subclass, or a function that makes one from a Config; variant: its name.
     """
-    run = lock = None
+    run = lock = state = None
     try:
         config, given = parse(argv, variant)
         directory = Path(config.out)
         lock = hold(directory)
-        path = directory / "checkpoint.pt"
-        if not path.exists() and any((directory / name).exists() for name in EXPORTS):
-            raise ValueError(f"--out {directory} holds results, no checkpoint; give another --out")
-        state = None if "fresh" in given else read_checkpoint(path, config.device)
+        if "fresh" not in given:
+            state = read_checkpoint(directory / "checkpoint.pt", config.device)
         if state:
             if given.get("precision", "auto") == "auto":  # that of the machine where it began
                 config.precision = state["config"].get("precision")

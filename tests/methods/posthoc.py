@@ -117,8 +117,6 @@ def main(name, arguments, kind_of):
         other = train.read_checkpoint(out / "checkpoint.pt")
         if other and other["config"]["variant"] != config.variant:
             raise ValueError(f"{out} holds another run")
-        if not other and any((out / name).exists() for name in train.EXPORTS):
-            raise ValueError(f"{out} holds results, no checkpoint")
         train.save(run, out, result | found)
     finally:
         lock.release()
