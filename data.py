@@ -48,10 +48,8 @@ def long_tail_counts(head, imb, num_classes):
     """Images per class, N_k = int(N_1 gamma^(-k/(K-1))); 1e-9 more against float error.
 
     head: N_1 >= 1; imb: gamma >= 1 falls from class 0 on, below 1 is the reversed order of 1/gamma;
-    num_classes: K >= 2. Returns K ints. ValueError outside these ranges.
+    num_classes: K >= 2. Returns K ints.
     """
-    if not (num_classes > 1 and head > 0 and imb > 0):
-        raise ValueError(f"no counts for {num_classes} classes, head {head}, imbalance {imb}")
     gamma = max(imb, 1 / imb)
     counts = [int(head * gamma ** (-k / (num_classes - 1)) + 1e-9) for k in range(num_classes)]
     return counts if imb >= 1 else counts[::-1]
@@ -78,16 +76,16 @@ def split(labels, labeled_counts, unlabeled_counts, seed, classes=None):
     return [torch.cat(parts).sort().values for parts in zip(*drawn)]
 
 
-def load(config, unite=True, noise=0.35):
+def load(config, unite=True):
     """Read a data set and draw the split. Returns Data. ValueError.
 
     config: train.Config. Without n1, labeled_fraction of each class is labeled, at least one image.
     In that case, or if some images are of unknown class, U is all images outside the test set.
-    For experiments: unite=False leaves L out of U; noise is that of `shapes`.
+    unite=False leaves L out of U, for experiments.
     """
     size = config.image_size
     if config.dataset == "shapes":
-        read = *shapes(1000, 0, size, noise), *shapes(200, 1, size, noise), list(SHAPES)
+        read = *shapes(1000, 0, size), *shapes(200, 1, size), list(SHAPES)
     elif config.dataset == "folder":
         read = folder(config.data_dir, size)
     else:
@@ -98,12 +96,12 @@ def load(config, unite=True, noise=0.35):
     if config.n1:
         labeled_counts = long_tail_counts(config.n1, config.imb, K)
         if not unknown:
-            gamma_u = {"consistent": config.imb, "uniform": 1.0, "reversed": 1 / config.imb}
-            imb_u = gamma_u.get(config.shift, config.imb_u)
-            unlabeled_counts = long_tail_counts(config.m1, imb_u, K)
+            gamma_u = config.imb_u or {"consistent": config.imb, "uniform": 1,
+                                       "reversed": 1 / config.imb}[config.shift]
+            unlabeled_counts = long_tail_counts(config.m1, gamma_u, K)
     else:
         held = torch.bincount(labels, minlength=K).tolist()
-        labeled_counts = [max(1, int(config.labeled_fraction * n + 1e-9)) for n in held]
+        labeled_counts = [int(config.labeled_fraction * n + 1e-9) or 1 for n in held]
     chosen, rest = split(labels, labeled_counts, unlabeled_counts, config.seed, classes)
     in_u = torch.full((len(images),), not any(unlabeled_counts))
     in_u[rest] = True
@@ -126,15 +124,14 @@ def fingerprint(sets):
     """Checksums: of the split, and of test images and class names, which no seed changes."""
     checksums = {"split": 0, "test": zlib.crc32(repr(sets.classes).encode())}
     for part, which in zip(sets, ["split"] * 4 + ["test"] * 2):
-        checksums[which] = zlib.crc32(part.contiguous().numpy(), checksums[which])
+        checksums[which] = zlib.crc32(part.numpy(), checksums[which])
     return checksums
 
 
 def place(sets, device):
     """Move a data set to the device, except test_labels: metrics are computed on the CPU."""
-    moved = {name: getattr(sets, name).to(device)
-             for name in Data._fields if name not in ("test_labels", "classes")}
-    return sets._replace(**moved)
+    moved = [part.to(device) if torch.is_tensor(part) else part for part in sets]
+    return Data(*moved)._replace(test_labels=sets.test_labels)
 
 
 @functools.lru_cache(maxsize=8)
@@ -175,7 +172,7 @@ def published(dataset, root, size):
             chunks = torch.from_numpy(pixels).split(1000)  # STL-10 at 96x96 is 2.8 GB
             arrays.append(torch.cat([TF.resize(x.contiguous(), [size, size]) for x in chunks]))
             arrays.append(torch.tensor(found.labels if stl10 else found.targets).long())
-    except (OSError, EOFError, RuntimeError) as error:  # whatever torchvision raises
+    except Exception as error:  # whatever torchvision raises
         raise ValueError(f"{dataset} is not whole in {root} ({error}); see --data-dir")
     return *arrays[:4], found.classes, *arrays[4:5]
 
@@ -213,7 +210,9 @@ def folder(root, size):
 def listing(root, unread):
     """Images in a folder and below but for hidden ones; unread counts other files by extension."""
     paths = []
-    for entry in [entry for entry in os.scandir(root) if entry.name[0] != "."]:
+    for entry in os.scandir(root):
+        if entry.name[0] == ".":
+            continue
         if entry.is_dir():
             if entry.is_symlink():  # which could loop
                 raise ValueError(f"{entry.path} is a link to a folder; put the folder itself there")

@@ -26,10 +26,9 @@ FREE = ["data_dir", "out", "device", "compile", "made_with"]  # what makes no ot
 @torch.no_grad()
 def predict(network, images, mean, std):
     """Logits of a network on uint8 images (N, 3, H, W) of its device: (N, K) float32 on the CPU."""
-    at_once = max(1, min(500, 500 * 32 * 32 // images[0, 0].numel()))  # no more memory than a step
-    logits = []
-    for part in images.split(at_once):
-        logits.append(network(data.normalize(part, mean, std)).float())
+    at_once = min(500, 512_000 // images[0, 0].numel()) or 1  # no more memory than a step
+    parts = images.split(at_once)
+    logits = [network(data.normalize(part, mean, std)).float() for part in parts]
     return torch.cat(logits).cpu()
 
 
@@ -100,7 +99,7 @@ def read_run(directory):
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(log.splitlines())]
         run = FinishedRun(directory, json.loads(config), json.loads(result), rows)
         tables(group([run]))  # what they lack shows here
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except Exception as error:  # whatever a foreign file makes
         raise ValueError(f"{directory} is no finished run ({error}); the command that made it "
                          "completes or mends it") from None
     return run
@@ -143,7 +142,7 @@ def thirds(result):
     """
     accuracy = result["per_class_accuracy"]
     order = sorted(range(len(accuracy)), key=lambda k: -result["p_labeled"][k])
-    third = max(1, len(order) // 3)
+    third = len(order) // 3 or 1
     parts = (order[:third], order[third:-third], order[-third:])
     present = [[accuracy[k] for k in part if accuracy[k] is not None] for part in parts]
     return [statistics.mean(part) if part else None for part in present]

@@ -12,11 +12,9 @@ from torch import nn
 from torchvision.models import resnet50
 
 
-def activation(channels, bn_momentum, eps=1e-5):
+def activation(channels, eps=1e-5):
     """Batch-norm, then LeakyReLU(0.1)."""
-    return nn.Sequential(
-        nn.BatchNorm2d(channels, eps=eps, momentum=bn_momentum),
-        nn.LeakyReLU(0.1, inplace=True))
+    return nn.Sequential(nn.BatchNorm2d(channels, eps=eps), nn.LeakyReLU(0.1, inplace=True))
 
 
 class Block(nn.Module):
@@ -31,18 +29,17 @@ class Block(nn.Module):
     it away. The published numbers come from such networks: same path here, without the dead layer.
     """
 
-    def __init__(self, inputs, outputs, stride, first_group, bn_momentum):
+    def __init__(self, inputs, outputs, stride, first_group):
         super().__init__()
         differ = inputs != outputs or stride != 1
         self.shortcut_takes_activated = differ and first_group
         quirk = differ and not first_group
-        self.activate1 = nn.Identity() if quirk else activation(inputs, bn_momentum)
+        self.activate1 = nn.Identity() if quirk else activation(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.activate2 = activation(outputs, bn_momentum)
+        self.activate2 = activation(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.shortcut = nn.Identity()
-        if differ:
-            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.shortcut = (nn.Conv2d(inputs, outputs, 1, stride, bias=False) if differ
+                         else nn.Identity())
 
     def forward(self, x):                                       # (N, inputs, H, W)
         activated = self.activate1(x)
@@ -55,11 +52,10 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     """Wide residual network: 3x3 stem to 16 channels, three groups of 16, 32, 64 times `width`.
 
-    depth: 6 n + 4 for n blocks a group; bn_momentum: weight of the new batch, PyTorch's convention.
-    Raises ValueError for another depth or a width below 1.
+    depth: 6 n + 4 for n blocks a group. Raises ValueError for another depth or a width below 1.
     """
 
-    def __init__(self, depth, width, num_classes, bn_momentum=0.001):
+    def __init__(self, depth, width, num_classes):
         super().__init__()
         if depth < 10 or (depth - 4) % 6 or width < 1:
             raise ValueError(f"no wrn-{depth}-{width}: depth is 10, 16, 22, ..., width 1, 2, ...")
@@ -69,10 +65,10 @@ class WideResNet(nn.Module):
         for group, outputs in enumerate((16 * width, 32 * width, 64 * width)):
             for place in range((depth - 4) // 6):
                 stride = 2 if group > 0 and place == 0 else 1
-                blocks.append(Block(channels, outputs, stride, group == 0, bn_momentum))
+                blocks.append(Block(channels, outputs, stride, group == 0))
                 channels = outputs
         self.blocks = nn.Sequential(*blocks)
-        self.activate = activation(channels, bn_momentum, eps=1e-3)
+        self.activate = activation(channels, eps=1e-3)
         self.linear = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # gain sqrt 2, the stem's bias as PyTorch draws it
@@ -90,16 +86,17 @@ def build(name, num_classes, bn_momentum=0.001):
 
     bn_momentum: of every batch-norm, the weight of the new batch. Raises ValueError.
     """
-    if name == "resnet50":
-        model = resnet50(num_classes=num_classes)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = bn_momentum
-        return model
     match = re.fullmatch(r"wrn-(\d{1,3})-(\d{1,3})", name)
-    if not match:
+    if match:
+        model = WideResNet(int(match[1]), int(match[2]), num_classes)
+    elif name == "resnet50":
+        model = resnet50(num_classes=num_classes)
+    else:
         raise ValueError(f"no model {name!r}: resnet50 or wrn-<depth>-<width>, as wrn-28-2")
-    return WideResNet(int(match[1]), int(match[2]), num_classes, bn_momentum)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = bn_momentum
+    return model
 
 
 class EMA:
@@ -128,7 +125,8 @@ def optimizer(model, lr, weight_decay):
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": weight_decay}, {"params": others}]
-    fast = {"fused": weights[0].is_cuda, "foreach": not weights[0].is_cuda}
+    on_gpu = weights[0].is_cuda
+    fast = {"fused": on_gpu, "foreach": not on_gpu}
     sgd = torch.optim.SGD(groups, torch.tensor(lr), momentum=0.9, nesterov=True, **fast)
     # a checkpoint brings the flags of the machine it was written on: those of this one stay
     sgd.register_load_state_dict_post_hook(

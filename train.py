@@ -161,9 +161,8 @@ class Run:
             mask_uc = mask if method.ccr == "rest" else torch.zeros_like(mask)
             loss_uc = complementary_loss(logits_strong, probs, mask_uc, q_source, q_alpha,
                                          self.estimator.temperature)
-
         self.update(loss_s + loss_u + loss_uc)
-        count = max(len(unlabeled), 1)                                    # supervised takes none
+        count = len(unlabeled) or 1                                       # supervised takes none
         right = mask * (probs.argmax(dim=1) == hidden_labels)
         return {"loss_s": loss_s.detach(), "loss_u": loss_u.detach(), "loss_uc": loss_uc.detach(),
                 "mask_rate": mask.sum() / count, "right_rate": right.sum() / count}
@@ -226,13 +225,14 @@ def train(run, directory):
         evaluating = run.t == config.steps or run.t % config.eval_every == 0
         if not evaluating and now - last[0] < 60:
             continue
-        if not all(torch.isfinite(total) for total in run.totals.values()):
+        if not all(map(torch.isfinite, run.totals.values())):
             raise FloatingPointError("the loss is not finite; try a lower --lr")
-        result = record(run) if evaluating else None
+        status = [f"step {run.t}/{config.steps}"]
+        if evaluating:
+            result = record(run)
+            status += [f"{k} {result[k]:.3f}" for k in ("loss_s", "balanced_accuracy", "ece")]
         if directory:
             save(run, directory, result if run.t == config.steps else None)
-            shown = ("loss_s", "balanced_accuracy", "ece") if evaluating else ()
-            status = [f"step {run.t}/{config.steps}", *(f"{k} {result[k]:.3f}" for k in shown)]
             if now > last[0]:
                 rate = (run.t - last[1]) / (now - last[0])
                 left = datetime.timedelta(seconds=int((config.steps - run.t) / rate))
@@ -244,28 +244,28 @@ def train(run, directory):
 
 def record(run):
     """Evaluate after t steps: a row of log.csv. Returns what result.json holds at the end."""
-    config = run.config
-    logits = evaluate.predict(run.evaluated, run.sets.test, run.sets.mean, run.sets.std)
+    sets = run.sets
+    logits = evaluate.predict(run.evaluated, sets.test, sets.mean, sets.std)
     if not torch.isfinite(logits).all():
         raise FloatingPointError("the network's outputs are not finite; try a lower --lr")
-    found = evaluate.metrics(logits, run.sets.test_labels)
+    found = evaluate.metrics(logits, sets.test_labels)
     steps = run.t - (run.rows[-1]["step"] if run.rows else 0)
     means = {name: (total / steps).item() for name, total in run.totals.items()}
     accuracy = means.pop("right_rate") / (means["mask_rate"] or math.nan)      # of the confident
     q_hat, q_true = run.estimator.q_hat, run.q_true
     row = {"step": run.t, "seconds": run.seconds,
            "lr": run.optimizer.param_groups[0]["lr"].item(),                  # of the step done
-           "alpha": alpha_schedule(run.t, config.steps, config.alpha_min, config.d), **means,
-           "pseudo_label_accuracy": math.nan if q_true is None else accuracy,
+           "alpha": alpha_schedule(run.t, run.config.steps, run.config.alpha_min, run.config.d),
+           **means, "pseudo_label_accuracy": math.nan if q_true is None else accuracy,
            "kl_q_qhat": math.nan if q_true is None else kl_divergence(q_true, q_hat).item(),
            "temperature": run.estimator.temperature.item(),
            "kl_uniform_qhat": kl_divergence(uniform(len(q_hat), q_hat.device), q_hat).item(),
            **{name: value for name, value in found.items() if not isinstance(value, list)}}
     run.rows.append(row)
     run.totals = {}
-    result = row | found | {"classes": run.sets.classes, "p_labeled": run.p_labeled,
+    result = row | found | {"classes": sets.classes, "p_labeled": run.p_labeled,
                             "q_hat": q_hat, "q_true": q_true}
-    text = json.dumps(result, default=lambda tensor: tensor.tolist())
+    text = json.dumps(result, default=torch.Tensor.tolist)
     return json.loads(text, parse_constant=lambda nan: None)  # what is unknown is null
 
 
@@ -407,8 +407,8 @@ def choose(config):
     if device in ("auto", "cuda"):
         device = "cuda:0" if device == "cuda" or torch.cuda.device_count() else "cpu"
     try:  # the driver or the GPU may be too old; the views need float64, which MPS lacks
-        torch.ones(1, device=device, dtype=torch.float64).add(1).item()
-    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
+        torch.ones(1, device=device, dtype=torch.float64).item()
+    except Exception as error:  # whatever PyTorch raises
         reason = str(error).splitlines()[0]
         if config.device != "auto":
             raise ValueError(f"--device {device} cannot be used: {reason}")

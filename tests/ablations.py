@@ -12,6 +12,7 @@ A variant is another Run, in a directory of its own name.
 import functools
 import sys
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -73,7 +74,8 @@ def noise(config, deviation):
     """`shapes` drawn with other noise: how hard the data is."""
     if config.dataset != "shapes":
         raise ValueError(f"noise{deviation} is a variant of shapes, not of --dataset {config.dataset}")
-    return train.Run(config, data.load(config, noise=deviation))
+    with mock.patch("data.shapes", functools.partial(data.shapes, noise=deviation)):
+        return train.Run(config)
 
 
 VARIANTS = {"separate-statistics": SeparateStatistics, "unlabeled-alone": unlabeled_alone,

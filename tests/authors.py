@@ -157,7 +157,7 @@ class Case(NamedTuple):
 
 def start(case):
     """The network at the start of the formula `parameters`."""
-    model = models.WideResNet(case.depth, case.width, K, SETTINGS["bn_momentum"])
+    model = models.build(f"wrn-{case.depth}-{case.width}", K, SETTINGS["bn_momentum"])
     for p, (name, parameter) in enumerate(model.named_parameters(), 101 * case.seed):
         shape = parameter.shape
         i = np.arange(parameter.numel())

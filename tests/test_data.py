@@ -31,13 +31,6 @@ def test_distance_of_the_true_prior_from_uniform_as_the_paper_has_it(imb_u, kl):
     assert kl_divergence(uniform(10), union / union.sum()).item() == pytest.approx(kl, abs=6e-4 if kl > 0.1 else 6e-5)
 
 
-@pytest.mark.parametrize("arguments", [
-    (0, 10, 10), (10, 0, 10), (10, -2, 10), (10, 10, 1), (10, math.nan, 3)])
-def test_counts_out_of_range_are_refused(arguments):
-    with pytest.raises(ValueError):
-        data.long_tail_counts(*arguments)
-
-
 def test_a_split_has_the_counts_and_no_overlap():
     labels = torch.arange(1000) % 4
     labeled, unlabeled = data.split(labels, [40, 20, 10, 5], [0, 50, 100, 200], seed=3)
