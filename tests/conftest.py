@@ -1,8 +1,9 @@
-"""Shared by the tests: one thread, small data in memory and on disk, small runs, and what has to be the same of two."""
+"""Shared by the tests: small data in memory and on disk, small runs, and what has to be the same of two."""
 
 import csv
 import functools
 import hashlib
+import io
 import json
 import signal
 import sys
@@ -22,8 +23,8 @@ import train
 torch.set_num_threads(1)
 
 SPLIT = ["--n1", "20", "--m1", "20", "--imb", "4"]
-SMALL = ("--steps 6 --batch-size 8 --eval-every 3 --model wrn-10-1 --bn-momentum 0.05 --image-size 16 "
-         "--ema 0.2 --prior-momentum 0.2").split()
+SMALL = ("--steps 6 --batch-size 8 --eval-every 3 --model wrn-10-1 --bn-momentum 0.05 "
+         "--image-size 8 --ema 0.2 --prior-momentum 0.2").split()
 EXPORTS = ["config.json", "log.csv", "result.json"]
 
 
@@ -55,12 +56,16 @@ def sigint():
 
 
 def coloured_classes(root, counts, seed=3):
-    """<part>/<class>/*.png, 16x16, classes ant, bee and cat told apart by colour; counts: of each part."""
+    """<part>/<class>/*.png, 16x16, classes ant, bee and cat told apart by colour.
+
+    counts: images of each class of a part, or a list of three.
+    """
     random = np.random.default_rng(seed)
     for part, count in counts.items():
+        of_each = count if isinstance(count, list) else 3 * [count]
         for k, name in enumerate(("ant", "bee", "cat")):
             (root / part / name).mkdir(parents=True)
-            for i in range(count):
+            for i in range(of_each[k]):
                 pixels = random.integers(0, 120, (16, 16, 3), dtype=np.uint8)
                 pixels[..., k] += 120
                 Image.fromarray(pixels).save(root / part / name / f"{i:03}.png")
@@ -87,25 +92,29 @@ def images():
 
 # --------------------------------------------------------------------------------------------- runs
 
+def small_run(image_folder, split=SPLIT):
+    """train.py's options for six steps on the small folder, with two evaluations."""
+    return ["--dataset", "folder", "--data-dir", str(image_folder), *split, *SMALL]
+
+
 @pytest.fixture
 def options(image_folder, tmp_path, monkeypatch):
-    """train.py's options for six steps on the small folder in fp32 on the CPU, in an empty directory."""
+    """The options of a small run in fp32 on the CPU, in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    return ["--dataset", "folder", "--data-dir", str(image_folder), *SPLIT, *SMALL, "--precision", "fp32",
-            "--device", "cpu"]
+    return [*small_run(image_folder), "--precision", "fp32", "--device", "cpu"]
 
 
 @pytest.fixture
 def train_small(image_folder, tmp_path, monkeypatch):
-    """train.main on the small folder, in an empty directory; returns the exit status.
+    """train.main of a small run, in an empty directory; returns the exit status.
 
-    Six steps, two evaluations; further options come last and win. kind and variant: main's.
+    Further options come last and win. kind and variant: main's.
     """
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, split=SPLIT, kind=train.Run, variant=None):
-        return train.main(["--dataset", "folder", "--data-dir", str(image_folder), *split, *SMALL,
-                           *map(str, arguments)], kind, variant)
+        words = [*small_run(image_folder, split), *map(str, arguments)]
+        return train.main(words, kind, variant)
     return run
 
 
@@ -196,6 +205,13 @@ def assert_same(first, second, where=""):
 def sealed(content):
     """Bytes with the trailer that says that nothing in them has changed."""
     return content + hashlib.sha256(content).digest()
+
+
+def saved(value):
+    """What torch.save writes of a value."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
 
 
 def made_up_run(directory, accuracy=0.5, result=(), **settings):
