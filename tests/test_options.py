@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,15 +45,13 @@ class Logits(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """What stands for IMAGES and OTHERS among the words: folders of images, of the classes ant, bee, cat and of two."""
+    """What stands for IMAGES and OTHERS: folders of the classes ant, bee, cat and of the first two."""
     root = tmp_path_factory.mktemp("options")
-    coloured_classes(root / "images", {"train": 40, "test": 2})
-    coloured_classes(root / "others", {"train": 40, "test": 2})
+    for name in ("images", "others"):
+        coloured_classes(root / name, {"train": 40, "test": 2})
     for part in ("train", "test"):
-        for path in sorted((root / "others" / part / "cat").iterdir()):
-            path.unlink()
-        (root / "others" / part / "cat").rmdir()
-    return {"IMAGES": root / "images", "OTHERS": root / "others"}
+        shutil.rmtree(root / "others" / part / "cat")
+    return {"IMAGES": str(root / "images"), "OTHERS": str(root / "others")}
 
 
 # ------------------------------------------------------------------------------------ what can be seen of a run
@@ -284,7 +283,7 @@ def spoken(option, places):
     words = option.split()
     gone = IN_PLACE_OF.get(words[0] if words else None, [])
     base = [word for before, word in zip([None, *BASE], BASE) if word not in gone and before not in gone]
-    return [str(places.get(word, word)) for word in base + words]
+    return [places.get(word, word) for word in base + words]
 
 
 def close(found, expected):
