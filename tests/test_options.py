@@ -6,6 +6,7 @@ is seen on a network of three numbers, its logits, so that rate, decay, average 
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import data
 import evaluate
 import fake_cuda
 import train
@@ -45,13 +47,15 @@ class Logits(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """What stands for IMAGES and OTHERS: folders of the classes ant, bee, cat and of the first two."""
+    """What stands for IMAGES and OTHERS: folders of ant, bee, cat and of two of them, read once."""
     root = tmp_path_factory.mktemp("options")
     for name in ("images", "others"):
         coloured_classes(root / name, {"train": 40, "test": 2})
     for part in ("train", "test"):
         shutil.rmtree(root / "others" / part / "cat")
-    return {"IMAGES": str(root / "images"), "OTHERS": str(root / "others")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "folder", functools.cache(data.folder))
+        yield {"IMAGES": str(root / "images"), "OTHERS": str(root / "others")}
 
 
 # ------------------------------------------------------------------------------------ what can be seen of a run
@@ -77,31 +81,22 @@ def unlabeled(words):
     return counts.tolist()
 
 
-def one_step(words, network=None, t=T, watch=None):
+def one_step(words, network=None, t=T):
     """A run that has done step t, the step's scalars, and its network's parameters before."""
     run = run_of(words, model=network)
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-    if watch:
-        run.model.register_forward_hook(watch)
     run.t = t
     return run, run.step(*run.batch()), before
 
 
 def seen(words):
-    """What the network takes and gives in a step: the shape of the images, the type of the logits."""
+    """Height and width of the images that the network takes in a step, and the type of its logits."""
+    run = run_of(words)
     found = []
-    one_step(words, watch=lambda module, images, logits: found.append((tuple(images[0].shape), logits.dtype)))
+    run.model.register_forward_hook(
+        lambda module, images, logits: found.extend([*images[0].shape[2:], logits.dtype]))
+    run.step(*run.batch())
     return found
-
-
-def side(words):
-    (shape, _), = seen(words)
-    return shape[2:]
-
-
-def dtype(words):
-    (_, dtype), = seen(words)
-    return dtype
 
 
 def sizes(words):
@@ -163,7 +158,13 @@ def network(words):
 
 
 def length(words):
-    return train.train(run_of(words, model=Logits()), None)["step"]
+    """How many steps there are; they do nothing here."""
+    run = run_of(words, model=Logits())
+    steps = []
+    run.batch = lambda: ()
+    run.step = lambda: steps.append(1) or dict.fromkeys(("mask_rate", "right_rate"), torch.ones(()))
+    train.train(run, None)
+    return len(steps)
 
 
 def rate(words):
@@ -236,7 +237,7 @@ ROWS = [  # field, its option, what can be seen of it, the value that is to be s
     ("imb_u", "--imb-u 0.5", unlabeled, [20 + 5, 10 + 7, 5 + 10]),
     ("labeled_fraction", "--labeled-fraction 0.25", labeled, [10, 10, 10]),
     ("labeled_fraction", "--labeled-fraction 0.25", unlabeled, [40, 40, 40]),
-    ("image_size", "--image-size 12", side, (12, 12)),
+    ("image_size", "--image-size 12", seen, [12, 12, torch.float32]),
     ("method", "--method fixmatch", losses, {"loss_s", "loss_u"}),
     ("method", "--method supervised", losses, {"loss_s"}),
     ("method", "--method supervised", sizes, [4, 4, 0, 0, 4]),
@@ -258,18 +259,18 @@ ROWS = [  # field, its option, what can be seen of it, the value that is to be s
     ("eval_every", "--eval-every 2", evaluations, [2, 4]),
     ("seed", "--seed 1", own_directory, "runs/folder-adello-consistent-imb4-s1"),  # see test_seeds.py
     ("device", "--device cuda", device, {"cuda"}),
-    ("precision", "--precision bf16", dtype, torch.bfloat16),
-    ("precision", "--precision fp16", dtype, torch.float16),
+    ("precision", "--precision bf16", seen, [8, 8, torch.bfloat16]),
+    ("precision", "--precision fp16", seen, [8, 8, torch.float16]),
     ("compile", "--compile on", compilations, 1),
     ("out", "--out here", files, ["here/config.json", "here/result.json"]),
     ("variant", "variant", own_directory, "runs/folder-mine-consistent-imb4-s0")]
 
 DEFAULTS = {  # what is to be seen without the option
-    classes: ["ant", "bee", "cat"], labeled: [20, 10, 5], unlabeled: [30, 15, 7], side: (8, 8),
+    classes: ["ant", "bee", "cat"], labeled: [20, 10, 5], unlabeled: [30, 15, 7],
     losses: {"loss_s", "loss_u", "loss_uc"}, alpha_in_step: 1 - 0.9 / 4, alpha_in_log: 1 - 0.9 / 4, mask_rate: 0,
     ccr: [True] * 3, q_hat: [round(0.999 / 3 + 0.001 * q, 5) for q in (0.7, 0.2, 0.1)], network: (7, 64), length: 100,
     sizes: [4, 4, 8, 8, 12], rate: round(RATE, 6), decay: 5e-4, average: 0.999, norms: {0.001}, evaluations: [4],
-    device: {"cpu"}, dtype: torch.float32, compilations: 0,
+    device: {"cpu"}, seen: [8, 8, torch.float32], compilations: 0,
     files: [f"runs/folder-adello-consistent-imb4-s0/{name}.json" for name in ("config", "result")],
     own_directory: "runs/folder-adello-consistent-imb4-s0"}
 
