@@ -49,16 +49,9 @@ def test_a_split_that_asks_too_much_names_the_class_what_there_is_and_the_option
 
 # --------------------------------------------------------------------------------------- loading
 
-def test_shapes_are_the_same_for_a_seed_and_unlike_for_another():
-    first, labels = data.shapes(5, 0)
-    assert first.shape == (50, 3, 16, 16) and first.dtype == torch.uint8
-    assert labels.tolist() == [k for k in range(10) for _ in range(5)]
-    assert torch.equal(first, data.shapes(5, 0)[0]) and not torch.equal(first, data.shapes(5, 1)[0])
-
-
 def test_shapes_have_the_area_of_their_geometry():
     """Disc pi r^2, square (1.7 r)^2, diamond 2 r^2, bar 2 r x 0.6 r, r = 0.4..0.8 of half the side."""
-    images, labels = data.shapes(200, 0, size=64, noise=0.0)
+    images, labels = data.shapes(200, 0, size=32, noise=0.0)
     bright = (images.amin(1) >= 127).float().mean((1, 2))  # the figure is above one half in all channels
     r2 = (0.8 ** 3 - 0.4 ** 3) / 3 / 0.4                   # mean of r^2 over uniform r
     for name, area in {"disc": math.pi, "square": 1.7 ** 2, "diamond": 2, "bar": 1.2}.items():
@@ -66,64 +59,47 @@ def test_shapes_have_the_area_of_their_geometry():
         assert share == pytest.approx(area * r2 / 4, rel=0.06), name
 
 
-def test_the_unlabeled_set_is_the_union_with_the_labeled_one():
+def test_the_unlabeled_set_holds_the_labeled_one_and_the_test_set_stands_apart():
     sets = load("shapes", n1=30, m1=60, imb=10, shift=None, imb_u=0.1)
-    labeled, unlabeled = data.long_tail_counts(30, 10, 10), data.long_tail_counts(60, 0.1, 10)
-    assert torch.bincount(sets.labels).tolist() == labeled
-    assert torch.bincount(sets.hidden_labels).tolist() == [a + b for a, b in zip(labeled, unlabeled)]
     pool = {image.numpy().tobytes() for image in sets.unlabeled}
+    assert len(pool) == len(sets.unlabeled)  # no two images are the same
     assert all(image.numpy().tobytes() in pool for image in sets.labeled)
     assert not any(image.numpy().tobytes() in pool for image in sets.test)
 
 
-@pytest.fixture
-def read(monkeypatch):
-    """Lets a folder hold so many images of each class, of one pixel each, and some of unknown class."""
-    def found(counts, *unknown):
-        n = sum(counts)
-        images = torch.arange(3 * n).view(n, 3, 1, 1).to(torch.uint8)
-        labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        whole = images, labels, images[:1], labels[:1], list("abc")[:len(counts)], *unknown
-        monkeypatch.setattr(data, "folder", lambda root, size: whole)
-    return found
-
-
 @pytest.mark.parametrize("fraction, held, labeled", [
-    (0.01, [100, 200, 300], [1, 2, 3]), (0.29, [100, 200, 300], [29, 58, 87]),  # 0.29 * 100 is 28.999999999999996
-    (0.57, [100, 200, 300], [57, 114, 171]), (0.1, [19, 20, 3], [1, 2, 1])])    # cut off, but one image is left
-def test_a_labeled_fraction_labels_that_share_of_every_class_and_all_are_unlabeled(fraction, held, labeled, read):
-    read(held)
+    (0.01, [100, 200, 300], [1, 2, 3]), (0.57, [100, 200, 300], [57, 114, 171]),
+    (0.29, [100, 200, 300], [29, 58, 87]),    # 0.29 * 100 is 28.999999999999996
+    (0.1, [19, 20, 3], [1, 2, 1])])           # cut off, but one image is left
+def test_a_labeled_fraction_labels_that_share_of_every_class_and_all_are_unlabeled(
+        fraction, held, labeled, monkeypatch):
+    images = torch.arange(3 * sum(held)).view(-1, 3, 1, 1).to(torch.uint8)
+    labels = torch.arange(3).repeat_interleave(torch.tensor(held))
+    whole = images, labels, images[:1], labels[:1], list("abc")
+    monkeypatch.setattr(data, "folder", lambda root, size: whole)
     sets = load("folder", n1=None, labeled_fraction=fraction)
     assert torch.bincount(sets.labels).tolist() == labeled
     assert torch.bincount(sets.hidden_labels).tolist() == held
 
 
-def test_images_of_unknown_class_replace_drawn_ones(read):
-    read([4, 5])
-    assert len(load("folder", n1=2, m1=2, imb=1).unlabeled) == 2 * (2 + 2)
-    read([4, 5], torch.zeros(7, 3, 1, 1, dtype=torch.uint8))
-    sets = load("folder", n1=2, m1=2, imb=1)
-    assert len(sets.labels) == 4 and len(sets.unlabeled) == 7 + 9 and sets.hidden_labels.tolist() == [-1] * 16
-
-
-def cifar_files(root, monkeypatch, count=60):
-    """CIFAR-10 in torchvision's layout, with random images; the checksums are left out."""
-    folder, random = root / "cifar-10-batches-py", np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    kept = {}
-    for i, name in enumerate(["data_batch_1", "test_batch"]):
-        kept[name] = random.integers(0, 256, (count, 3072), dtype=np.uint8)
-        (folder / name).write_bytes(pickle.dumps({"data": kept[name], "labels": [j % 10 for j in range(count)]}))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class{k}" for k in range(10)]}))
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", [["data_batch_1", None]])
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [["test_batch", None]])
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta",
-                        {"filename": "batches.meta", "key": "label_names", "md5": None})
-    return kept
+def holds_no_other_memory(sets):
+    return all(part.untyped_storage().nbytes() == part.nbytes for part in sets[:6])
 
 
 def test_cifar_files_already_in_place_are_used(tmp_path, monkeypatch):
-    kept = cifar_files(tmp_path, monkeypatch)
+    """In torchvision's layout, with random images; the checksums are left out."""
+    CIFAR10 = torchvision.datasets.CIFAR10
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    kept = {}
+    for attribute, name in (("train_list", "data_batch_1"), ("test_list", "test_batch")):
+        kept[name] = random.integers(0, 256, (60, 3072), dtype=np.uint8)
+        batch = {"data": kept[name], "labels": [j % 10 for j in range(60)]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+        monkeypatch.setattr(CIFAR10, attribute, [[name, None]])
+    (folder / "meta").write_bytes(pickle.dumps({"label_names": [f"class{k}" for k in range(10)]}))
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": "meta", "key": "label_names", "md5": None})
     sets = load("cifar10", tmp_path, n1=4, m1=2, imb=2, shift="uniform", image_size=32)
     assert sets.test.shape == (60, 3, 32, 32)
     assert np.array_equal(sets.test.numpy().reshape(60, -1), kept["test_batch"])
@@ -131,6 +107,7 @@ def test_cifar_files_already_in_place_are_used(tmp_path, monkeypatch):
     number = {image.tobytes(): j % 10 for j, image in enumerate(kept["data_batch_1"])}
     for images, labels in ((sets.labeled, sets.labels), (sets.unlabeled, sets.hidden_labels)):
         assert [number[image.numpy().tobytes()] for image in images] == labels.tolist()
+    assert holds_no_other_memory(sets)
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "stl10"])
@@ -144,33 +121,28 @@ def test_a_download_that_fails_is_one_line_that_names_set_and_place(dataset, tmp
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-def stl10_files(root, monkeypatch):
-    """STL-10 in torchvision's layout, with smooth random images; the checksums are left out."""
-    folder = root / "stl10_binary"
+def test_stl10_is_resized_and_its_unlabeled_images_join_all_training_images(tmp_path, monkeypatch):
+    """In torchvision's layout, with smooth random images; the checksums are left out."""
+    folder = tmp_path / "stl10_binary"
     folder.mkdir()
     random = np.random.default_rng(0)
-    kept = {}
     for part, n in {"train": 40, "test": 20, "unlabeled": 30}.items():
         coarse = [Image.fromarray(random.integers(0, 256, (9, 9, 3), dtype=np.uint8)) for _ in range(n)]
-        kept[part] = np.stack([np.asarray(image.resize((96, 96), Image.BICUBIC)) for image in coarse])
-        kept[part].transpose(0, 3, 2, 1).tofile(folder / f"{part}_X.bin")  # stored by column
+        kept = np.stack([np.asarray(image.resize((96, 96), Image.BICUBIC)) for image in coarse])
+        kept.transpose(0, 3, 2, 1).tofile(folder / f"{part}_X.bin")  # stored by column
         (np.arange(n) % 10 + 1).astype(np.uint8).tofile(folder / f"{part}_y.bin")
     (folder / "class_names.txt").write_text("\n".join("abcdefghij"))
     (folder / "fold_indices.txt").write_text("0")
     monkeypatch.setattr(torchvision.datasets.STL10, "train_list", [
         ["train_X.bin", None], ["train_y.bin", None], ["unlabeled_X.bin", None]])
     monkeypatch.setattr(torchvision.datasets.STL10, "test_list", [["test_X.bin", None], ["test_y.bin", None]])
-    return kept
-
-
-def test_stl10_is_resized_and_its_unlabeled_images_join_all_training_images(tmp_path, monkeypatch):
-    kept = stl10_files(tmp_path, monkeypatch)
     sets = load("stl10", tmp_path, n1=4, imb=4, image_size=32)
     assert sets.unlabeled.shape == (70, 3, 32, 32) and set(sets.hidden_labels.tolist()) == {-1}
     assert sets.test_labels.tolist() == [k % 10 for k in range(20)] and sets.classes == list("abcdefghij")
     assert torch.bincount(sets.labels).tolist() == data.long_tail_counts(4, 4, 10)
-    pil = np.stack([Image.fromarray(image).resize((32, 32), Image.BILINEAR) for image in kept["unlabeled"]])
+    pil = np.stack([Image.fromarray(image).resize((32, 32), Image.BILINEAR) for image in kept])
     assert np.abs(sets.unlabeled[:30].permute(0, 2, 3, 1).numpy() - pil.astype(int)).max() <= 1
+    assert holds_no_other_memory(sets)
 
 
 def test_images_are_resized_a_thousand_at_a_time(monkeypatch):
@@ -182,14 +154,6 @@ def test_images_are_resized_a_thousand_at_a_time(monkeypatch):
     monkeypatch.setattr(data.TF, "resize", lambda images, size: sizes.append(len(images)) or resize(images, size))
     images = data.published("cifar10", "place", 4)[0]
     assert images.shape == (2300, 3, 4, 4) and sizes == 2 * [1000, 1000, 300]
-
-
-@pytest.mark.parametrize("dataset", ["cifar10", "stl10"])
-def test_what_is_kept_holds_no_other_memory_alive(dataset, tmp_path, monkeypatch):
-    files = cifar_files if dataset == "cifar10" else stl10_files
-    files(tmp_path, monkeypatch)
-    for part in load(dataset, tmp_path, n1=2, m1=2, imb=1)[:6]:
-        assert part.untyped_storage().nbytes() == part.nbytes
 
 
 # -------------------------------------------------------------------------------------- fingerprint
