@@ -152,16 +152,12 @@ def test_runs_on_other_test_images_are_no_seeds_of_one_and_those_on_the_same_in_
     assert [row[:2] for row in table("*")] == [["own0", "1"], ["own1", "1"], ["public0", "2"]]
 
 
-def test_a_run_given_twice_is_one(tmp_path, table):
+def test_a_run_given_twice_is_one_and_the_current_directory_has_a_name(tmp_path, table, monkeypatch):
     made_up_run(tmp_path / "runs" / "a-s0")
     made_up_run(tmp_path / "runs" / "a-s1", seed=1)
-    rows = table("runs/a-s0", "runs/a-s1", "runs/../runs/a-s0", tmp_path / "runs" / "a-s0", "runs/*")
-    assert [row[:2] for row in rows] == [["a", "2"]]
-
-
-def test_the_current_directory_has_a_name(tmp_path, table, monkeypatch):
-    monkeypatch.chdir(made_up_run(tmp_path / "mine"))
-    assert table(".")[0][0] == "mine"
+    monkeypatch.chdir(tmp_path / "runs" / "a-s1")
+    rows = table("../a-s0", ".", "../../runs/a-s0", tmp_path / "runs" / "a-s0", "../*")
+    assert [row[:2] for row in rows] == [["a", "2"]] and table(".")[0][0] == "a"
 
 
 def test_differences_are_taken_between_runs_of_one_seed(tmp_path, printed):
@@ -188,17 +184,14 @@ def test_without_a_pair_there_is_no_table_of_differences(tmp_path, printed):
     assert len(printed("a")) == len(printed("a", "b")) == 1
 
 
-def test_two_classes_have_a_head_and_a_tail_and_no_medium(tmp_path, table):
-    made_up_run(tmp_path / "a", result=dict(classes=["a", "b"], per_class_accuracy=[0.9, 0.2], p_labeled=[0.3, 0.7]))
+@pytest.mark.parametrize("result, thirds", [
+    (dict(classes=["a", "b"], per_class_accuracy=[0.9, 0.2], p_labeled=[0.3, 0.7]), ["20.0", "–", "90.0"]),
+    (dict(per_class_accuracy=[None, 0.6, None, 0.1]), ["–", "60.0", "10.0"])])
+def test_a_part_without_classes_or_without_test_images_is_a_dash(result, thirds, tmp_path, table):
+    """Two classes have no medium; the mean is over the classes that have test images."""
+    made_up_run(tmp_path / "a", result={"kl_q_qhat": None, **result})
     (row,) = table("a")
-    assert row[3:6] == ["20.0", "–", "90.0"]
-
-
-def test_what_is_unknown_is_no_number_in_the_table(tmp_path, table):
-    """A class without test images is left out; a third of nothing but such classes has no accuracy."""
-    made_up_run(tmp_path / "a", result={"kl_q_qhat": None, "per_class_accuracy": [None, 0.6, None, 0.1]})
-    (name, seeds, balanced, head, medium, tail, *_, kl), = table("a")
-    assert (medium, tail) == ("60.0", "10.0") and not head.strip("–-? ") and not kl.strip("–-? ")
+    assert row[3:6] == thirds and row[-1] == "–"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -217,34 +210,28 @@ SPOILED = [(name, content) for name in ("config.json", "result.json")
 
 
 @pytest.mark.parametrize("name, content", SPOILED + [("log.csv", None), ("log.csv", b"step,alpha\n50,0.8\n10")])
-def test_what_is_no_finished_run_is_one_line_and_status_2(tmp_path, capsys, name, content):
+def test_what_is_no_finished_run_is_one_line_and_status_2(tmp_path, one_line, name, content):
     path = made_up_run(tmp_path / "run") / name
     path.unlink()
     if content is not None:
         path.write_bytes(content)
     assert evaluate.main([str(tmp_path / "run")]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and not captured.out
-    assert "is no finished run" in captured.err
+    one_line("is no finished run")
 
 
-def test_of_several_runs_what_is_not_finished_is_left_out_with_a_line_that_names_it(tmp_path, capsys):
-    made_up_run(tmp_path / "a")
-    (made_up_run(tmp_path / "begun") / "result.json").unlink()
+def test_what_is_not_finished_is_left_out_by_name_and_an_error_where_nothing_is(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert evaluate.main([str(tmp_path / "*")]) == 0
-    captured = capsys.readouterr()
-    assert "| a | 1 |" in captured.out and "begun" not in captured.out
-    lines = captured.err.splitlines()
-    assert len(lines) == 2 and str(tmp_path / "begun") in lines[0] and str(tmp_path / "empty") in lines[1]
-
-
-def test_where_nothing_is_finished_it_is_an_error(tmp_path, capsys):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    assert evaluate.main([str(tmp_path / "*")]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.splitlines()[-1].startswith("error: ") and not captured.out
+    (made_up_run(tmp_path / "begun") / "result.json").unlink()
+    pattern = str(tmp_path / "*")
+    assert evaluate.main([pattern]) == 2
+    out, error = capsys.readouterr()
+    assert not out and error.splitlines()[-1].startswith("error: ")
+    made_up_run(tmp_path / "finished")
+    assert evaluate.main([pattern]) == 0
+    out, error = capsys.readouterr()
+    assert "| finished | 1 |" in out and "begun" not in out
+    for name, line in zip(("begun", "empty"), error.splitlines(), strict=True):
+        assert str(tmp_path / name) in line
 
 
 def test_two_runs_of_one_seed_and_one_setting_are_not_taken_for_two_seeds(tmp_path):
