@@ -160,9 +160,14 @@ def test_a_directory_that_goes_while_training_is_one_line(train_small, one_line)
     one_line("step 3: ", "No such file or directory")
 
 
-def test_a_save_once_a_minute_keeps_the_sums_since_the_last_row(train_small, tmp_path, undisturbed, slow):
+def test_a_save_once_a_minute_keeps_the_sums_since_the_last_row_and_its_line_repeats_no_loss(
+        train_small, tmp_path, undisturbed, slow, capsys):
     """Steps that take 61 seconds, stopped between two evaluations: nothing is done twice."""
     assert train_small("--out", "run", kind=stopping_after(5, slow(61))) == 130
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split("/")[0] for line in lines] == ["step 2", "step 3", "step 4", "step 5"]
+    for word in ("loss_s", "ece"):
+        assert [word in line for line in lines] == [False, True, False, False]
     assert train_small("--out", "run", kind=at_step(4, lambda: raises(AssertionError))) == 0
     assert_same(state_of(tmp_path / "run"), undisturbed)
 
@@ -224,7 +229,8 @@ def test_a_finished_run_is_printed_and_not_repeated_and_its_files_are_left_alone
 @finished
 @pytest.mark.parametrize("steps", [0, 4])
 def test_a_fresh_run_that_is_stopped_leaves_nothing_of_the_run_before(steps, held, train_small):
-    """Else the new settings stand beside the old figures."""
+    """Else the new settings stand beside the old figures. A damaged checkpoint is not read."""
+    (held / "checkpoint.pt").write_bytes(b"damaged")
     assert train_small("--out", "run", "--lr", 0.2, "--fresh", kind=stopping_after(steps)) == 130
     with pytest.raises(ValueError, match="no finished run"):
         evaluate.read_run(held)
@@ -441,13 +447,6 @@ def test_a_sealed_checkpoint_that_runs_code_does_not_run_it(tmp_path, monkeypatc
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_the_refusal_of_a_damaged_checkpoint_offers_works(train_small, tmp_path, undisturbed):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"damaged")
-    assert train_small("--out", "run", "--fresh") == 0
-    assert_same(state_of(tmp_path / "run"), undisturbed)
-
-
 # --------------------------------------------------------------------------------- what a run says
 
 def test_after_a_continuation_the_seconds_go_on_and_the_time_that_is_left_goes_by_the_speed_of_this_start(
@@ -462,15 +461,6 @@ def test_after_a_continuation_the_seconds_go_on_and_the_time_that_is_left_goes_b
     assert [line.split("  ")[-2:] for line in lines[1:]] == [
         ["0.5 steps/s", f"ETA 0:00:0{left}"] for left in (4, 2, 0)]
     assert rows(tmp_path / "run")[-1]["seconds"] == 4 * 100 + 4 * 2
-
-
-def test_a_line_between_two_evaluations_repeats_no_loss(train_small, slow, capsys):
-    """Of steps that take longer than the minute after which a run is saved."""
-    assert train_small("--out", "run", kind=slow(61)) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
-    assert [line.split("/")[0] for line in lines] == [f"step {t}" for t in range(2, 7)]
-    for word in ("loss_s", "ece"):
-        assert [word in line for line in lines] == [False, True, False, False, True]
 
 
 def test_averages_that_are_slow_for_the_steps_are_a_note_that_names_the_options(train_small, capsys):
@@ -503,43 +493,35 @@ def test_a_learning_rate_that_explodes_ends_in_one_line(steps, train_small, one_
     one_line("finite", "try a lower --lr")
 
 
-OUT_OF_MEMORY = {
-    "torch on a CPU": lambda: torch.empty(1 << 60),
-    "torch on a GPU": lambda: raises(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\n")),
-    "Python": lambda: raises(MemoryError())}
+FAULTS = {  # what is raised in the set-up or in a step, and a word of its line; None: it is shown whole
+    "memory of torch on a CPU": (lambda: torch.empty(1 << 60), "allocate"),
+    "memory of a GPU": (lambda: raises(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\n")),
+                        "CUDA out of memory"),
+    "memory of Python": (lambda: raises(MemoryError()), "out of memory"),
+    "a batch that batch-norm cannot take": (
+        lambda: torch.nn.BatchNorm1d(3)(torch.zeros(1, 3)), "more than 1 value per channel"),
+    "a kernel": (lambda: raises(RuntimeError("CUDA error: an illegal memory access was encountered")), None),
+    "a name": (lambda: raises(KeyError("p_model")), None)}
 
 
-def failing_kinds(act):
-    """Kinds of run that do this in their set-up, and in their third step."""
-    return [lambda config: act(), at_step(2, act)]
-
-
-@pytest.mark.parametrize("whose", OUT_OF_MEMORY)
-def test_out_of_memory_is_one_line(whose, train_small, one_line):
-    for status, kind in zip((2, 1), failing_kinds(OUT_OF_MEMORY[whose])):
-        assert train_small("--out", "run", kind=kind) == status
-        assert ("step 2: " in one_line("")) == (status == 1)
-
-
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access was encountered"),
-                                   KeyError("p_model")])
-def test_a_fault_of_the_code_is_shown_whole_and_without_advice(error, train_small, capsys):
-    for kind in failing_kinds(lambda: raises(error)):
-        with pytest.raises(type(error)):
-            train_small("--out", "run", kind=kind)
-    assert not capsys.readouterr().err
-
-
-def test_a_batch_that_batch_norm_cannot_take_is_its_own_line(train_small, one_line):
-    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.BatchNorm1d(3),
-                                  torch.nn.Linear(3, 3))
-    assert train_small("--method", "supervised", "--batch-size", 1, "--out", "run",
-                       kind=lambda config: train.Run(config, model=network)) == 1
-    assert "--lr" not in one_line("more than 1 value per channel")
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_fault_of_the_code_is_shown_whole_and_any_other_is_a_line_without_advice(
+        what, train_small, one_line, capsys):
+    act, word = FAULTS[what]
+    for status, kind in ((2, lambda config: act()), (1, at_step(2, act))):
+        if word:
+            assert train_small("--out", "run", kind=kind) == status
+            error = one_line(word)
+            assert ("step 2: " in error) == (status == 1) and "--lr" not in error
+        else:
+            with pytest.raises((RuntimeError, KeyError)):
+                train_small("--out", "run", kind=kind)
+            assert not capsys.readouterr().err
 
 
 def test_a_thread_that_cannot_be_started_is_no_fault_of_the_images(train_small, monkeypatch):
-    monkeypatch.setattr(threading.Thread, "start", lambda self: raises(RuntimeError("can't start new thread")))
+    error = RuntimeError("can't start new thread")
+    monkeypatch.setattr(threading.Thread, "start", lambda self: raises(error))
     with pytest.raises(RuntimeError, match="can't start new thread"):
         train_small("--out", "run")
 
