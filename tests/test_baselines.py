@@ -13,7 +13,7 @@ import data
 import evaluate
 import models
 import train
-from conftest import assert_same, saved, sealed, small_run, stopping_after
+from conftest import assert_same, contents, saved, sealed, small_run, stopping_after
 from methods import abc, cossl, crest, darp, debiaspl, fixmatch, posthoc
 
 DRAW = torch.Generator().manual_seed(0)
@@ -184,14 +184,10 @@ def enhanced():
     return features, cossl.enhance(features, labels, others, torch.tensor([100, 20]), draws), labels, others
 
 
-def test_the_largest_class_is_not_enhanced_and_no_gradient_reaches_the_features():
-    features, mixed, labels, _ = enhanced()
-    assert not mixed.requires_grad
-    assert torch.equal(mixed[labels == 0], features[labels == 0])
-
-
-def test_a_fifth_of_the_largest_is_enhanced_in_four_of_five_cases_by_at_most_two_fifths():
+def test_a_fifth_of_the_largest_class_is_enhanced_in_four_of_five_cases_by_at_most_two_fifths():
     features, mixed, labels, others = enhanced()
+    assert not mixed.requires_grad  # no gradient reaches the features
+    assert torch.equal(mixed[labels == 0], features[labels == 0])  # the largest
     changed = (mixed != features).any(1)
     assert changed[labels == 1].float().mean().item() == pytest.approx(0.8, abs=0.08)
     lam = ((mixed - others) / (features - others)).mean(1)[changed]
@@ -356,20 +352,15 @@ def test_a_run_has_a_directory_of_its_name_and_the_table_reads_it(options, capsy
 
 # ------------------------------------------------------------------------------------ on a finished run
 
-def test_crt_leaves_the_run_and_its_features_as_they_are(finished):
-    before = {file.name: file.read_bytes() for file in finished.iterdir()}
+def test_crt_leaves_the_run_and_its_features_as_they_are_and_has_the_figures_of_its_network(finished):
+    before = contents(finished)
     assert applied("crt", finished)
-    assert {file.name: file.read_bytes() for file in finished.iterdir()} == before
-    old = network_of(finished).state_dict()
-    new = network_of("runs/fixmatch+crt-s0").state_dict()
-    assert [name for name in old if not torch.equal(old[name], new[name])] == ["linear.weight", "linear.bias"]
-
-
-def test_crts_figures_are_those_of_its_network(finished):
-    assert applied("crt", finished)
-    run = evaluate.read_run("runs/fixmatch+crt-s0")
+    assert contents(finished) == before
+    old, new = network_of(finished), network_of("runs/fixmatch+crt-s0")
+    differing = [name for name, weight in old.state_dict().items() if not torch.equal(weight, new.state_dict()[name])]
+    assert differing == ["linear.weight", "linear.bias"]
     sets = restored(finished).sets
-    assert run.result["nll"] == nll_of(logits_of(network_of(run.directory), sets), sets)
+    assert evaluate.read_run("runs/fixmatch+crt-s0").result["nll"] == nll_of(logits_of(new, sets), sets)
 
 
 def test_la_divides_the_likelihood_by_the_labeled_prior(finished):
@@ -383,12 +374,14 @@ def test_la_divides_the_likelihood_by_the_labeled_prior(finished):
     assert run.log[-1]["balanced_accuracy"] == pytest.approx(sum(expected) / 3)
 
 
-def test_each_is_a_row_of_its_own_in_the_table(finished, capsys):
+def test_each_is_a_row_of_its_own_in_the_table_and_takes_no_further_method(finished, capsys):
     assert applied("crt", finished) and applied("la", finished)
     capsys.readouterr()
     assert evaluate.main(["runs/*"]) == 0
     lines = capsys.readouterr().out.splitlines()[2:5]
     assert [line.split(" | ")[0] for line in lines] == ["| fixmatch+crt", "| fixmatch+la", "| fixmatch"]
+    assert not applied("la", "runs/fixmatch+crt-s0")
+    assert "is a run of fixmatch+crt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("directory, base, expected", [
@@ -436,12 +429,6 @@ def test_a_mistake_is_one_line_and_status_2(arguments, reason, tmp_path, monkeyp
     assert baselines.main(arguments) == 2
     one_line(reason)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_method_cannot_be_applied_to_what_it_made(finished, capsys):
-    assert applied("crt", finished)
-    assert baselines.main(["la", "runs/fixmatch+crt-s0"]) == 2
-    assert "is a run of fixmatch+crt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name, reason", [

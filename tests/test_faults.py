@@ -105,14 +105,13 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @pytest.fixture
 def short(train_small):
-    """A command of two steps on data in memory, with three saves; all but the last are of two files or three.
-
-    checkpoint, config, log; checkpoint, log; checkpoint, result, log.
-    """
-    def run(out):
-        return train_small("--steps", 2, "--eval-every", 1, "--out", out,
-                           kind=lambda config: train.Run(config, small_sets()))
-    return run
+    """A command of two steps of a small network, with three saves, of three, two and three files."""
+    def run(config):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 10), torch.nn.BatchNorm1d(10))
+        return train.Run(config, small_sets(), network)
+    return lambda out: train_small("--steps", 2, "--eval-every", 1, "--out", out, kind=run)
 
 
 @pytest.fixture
