@@ -156,14 +156,10 @@ def one_line(capsys):
 
 # -------------------------------------------------------------------------------------- what they wrote
 
-def strict(text):
-    """What a strict reader of JSON sees: NaN and Infinity are no numbers."""
-    return json.loads(text, parse_constant=lambda name: raises(ValueError(f"{name} is not JSON")))
-
-
 def result_of(directory):
-    """A run's result.json."""
-    return strict((directory / "result.json").read_text(encoding="utf-8"))
+    """A run's result.json as a strict reader of JSON sees it: NaN and Infinity are no numbers."""
+    text = (directory / "result.json").read_text(encoding="utf-8")
+    return json.loads(text, parse_constant=lambda name: raises(ValueError(f"{name} is not JSON")))
 
 
 def rows(directory):
