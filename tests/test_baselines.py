@@ -121,7 +121,7 @@ def test_a_class_without_images_gets_none():
 def test_darp_keeps_the_last_prediction_of_every_image_of_a_step(options):
     run = darp.DARP(config_of(options))
     kept = run.estimator.kept
-    for run.t in range(3):
+    for run.t in range(6):
         before = kept.clone()
         run.step(*run.batch())
         changed = (kept != before).any(dim=1).nonzero().squeeze(1).tolist()
@@ -397,7 +397,7 @@ def test_the_new_name_stands_at_the_methods_place_in_the_last_part_of_the_path(d
 
 def test_la_takes_the_network_that_the_method_evaluates(options):
     """ABC: the second head."""
-    assert baselines.main(["abc", *options, "--out", "abc"]) == 0 and applied("la", "abc")
+    assert baselines.main(["abc", *options, "--steps", "2", "--out", "abc"]) == 0 and applied("la", "abc")
     run = restored("abc")
     logits = logits_of(run.ema.model, run.sets)[:, 3:] - torch.tensor([20 / 35, 10 / 35, 5 / 35]).log()
     assert evaluate.read_run("abc+la").result["nll"] == nll_of(logits, run.sets)
