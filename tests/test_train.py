@@ -235,12 +235,12 @@ def test_what_is_unknown_is_null_and_the_mean_is_over_the_classes_with_test_imag
         train_small, tmp_path, capsys):
     """Images of unknown class have no true prior; the bees have no test images."""
     coloured_classes(tmp_path / "data", {"train": 20, "test": [4, 0, 4], "unlabeled": 5})
-    words = "--data-dir", "data", "--labeled-fraction", 0.2, "--steps", 2, "--out", "run"
-    assert train_small(*words, split=()) == 0
+    words = "--data-dir", "data", "--labeled-fraction", 0.2, "--threshold", 0.34, "--steps", 2
+    assert train_small(*words, "--out", "run", split=()) == 0
     assert "nan" not in capsys.readouterr().out
     row = rows(tmp_path / "run")[-1]
     assert math.isnan(row["kl_q_qhat"]) and math.isnan(row["pseudo_label_accuracy"])
-    assert row["kl_uniform_qhat"] > 0
+    assert row["kl_uniform_qhat"] > 0 and row["mask_rate"] > 0
     result = result_of(tmp_path / "run")
     assert result["kl_q_qhat"] is None and result["q_true"] is None
     ant, bee, cat = result["per_class_accuracy"]
