@@ -23,16 +23,15 @@ NUM_CLASSES = 3  # entries of a bincount that names no number
 class FakeCuda(TorchDispatchMode):
     """Sends what concerns CUDA to PyTorch's fake tensors.
 
-    waits: how often a line made the host wait, under the names of the project's functions on the way to it. sending,
-    updating: the names on the way to the copies that do not wait, and to the optimiser's update.
+    waits: how often a line made the host wait, under the names of the project's functions on the way to
+    it. passed: the names on the way to copies that do not wait, and to the optimiser's update.
     """
 
     def __init__(self):
         super().__init__()
         self.fake = FakeTensorMode()
         self.waits = Counter()
-        self.sending = set()
-        self.updating = set()
+        self.passed = set()
 
     def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -54,7 +53,7 @@ class FakeCuda(TorchDispatchMode):
         if name.startswith("_fused_sgd_"):                   # has no fake form
             devices = {x.device.type for x in tensors if x is not kwargs["lr"]}
             assert devices == {"cuda"}, f"the optimiser's tensors are on {devices}"
-            self.updating |= {name for name, _ in calls()}
+            self.passed |= {name for name, _ in calls()}
             return None
         if name == "convolution":                            # asks CUDA for its fastest algorithm
             assert len({(x.device, x.dtype) for x in tensors}) == 1, "a convolution of unlike tensors"
@@ -89,16 +88,14 @@ class FakeCuda(TorchDispatchMode):
         return target
 
     def get(self, x, index):
-        """x[index] of a tensor on CUDA. The shape comes from a tensor of the same shape on PyTorch's device `meta`."""
-        for part in tree_leaves(index):
-            if isinstance(part, torch.Tensor) and part.device != x.device:
-                self.cross(part, x.device, non_blocking=False)
+        """x[index] of a tensor on CUDA. The shape is that of the same on PyTorch's device `meta`."""
+        self.set(x, index)
         with unset_fake_temporarily():
             found = shadow(x)[tree_map(shadow, index)]
         return x.new_empty(found.shape)
 
-    def set(self, x, index, value):
-        """x[index] = value of a tensor on CUDA."""
+    def set(self, x, index, value=None):
+        """x[index] = value of a tensor on CUDA: index and value cross to its device."""
         for part in (*tree_leaves(index), value):
             if isinstance(part, torch.Tensor) and part.device != x.device:
                 self.cross(part, x.device, non_blocking=False)
@@ -106,14 +103,13 @@ class FakeCuda(TorchDispatchMode):
     def cross(self, source, device, non_blocking):
         """A copy between host and GPU: the host goes on only if it is asked to and the host's memory is pinned."""
         if non_blocking and device.type == "cuda" and hasattr(source, "pinned"):
-            self.sending |= {name for name, _ in calls()}
+            self.passed |= {name for name, _ in calls()}
         else:
             self.wait()
 
     def wait(self):
         """Count a wait for the innermost line of the project, if it comes from there."""
-        found = calls()
-        if found:
+        if found := calls():
             self.waits[tuple(name for name, _ in found), found[0][1]] += 1
 
 
