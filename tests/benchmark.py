@@ -18,6 +18,7 @@ import random
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,6 +40,7 @@ from pil_operations import PIL_OPERATIONS
 
 MEAN, STD = data.STATISTICS["shapes"]
 REPEATS = 5
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def seconds(function, device, repeats=3, calls=1):
@@ -104,10 +106,12 @@ class Ours:
         images = run.sets.unlabeled[:3 * B]
         draws = torch.rand(3 * B, 15, device=self.device)
         probs = torch.full((2 * B, 10), 0.1, device=self.device)
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
+        dtype = DTYPES.get(self.config.precision)
 
         def augment():
-            return torch.cat([data.weak(images, draws[:, :3]), data.strong(images[B:], draws[B:, 3:])])
+            strong = data.strong(images[B:], draws[B:, 3:])
+            return torch.cat([data.weak(images, draws[:, :3]), strong])
+
         inputs = data.normalize(augment(), run.sets.mean, run.sets.std)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
 
@@ -115,39 +119,39 @@ class Ours:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 return run.model(inputs)
 
-        def both():
-            forward().float().logsumexp(1).mean().backward()
-
         def finish():
             run.optimizer.step()
             run.ema.update(run.model)
-        once = seconds(forward, self.device)
-        return {"augmentation": seconds(augment, self.device),
-                "forward": once,
-                "backward": seconds(both, self.device) - once,
-                "optimiser and EMA": seconds(finish, self.device),
-                "prior": seconds(lambda: run.estimator.update(probs), self.device)}
+
+        parts = {"augmentation": augment, "forward": forward,
+                 "backward": lambda: forward().float().logsumexp(1).mean().backward(),
+                 "optimiser and EMA": finish, "prior": lambda: run.estimator.update(probs)}
+        taken = {name: seconds(part, self.device) for name, part in parts.items()}
+        taken["backward"] -= taken["forward"]
+        return taken
 
     def floor(self):
         """(operations, least bytes) of a step, (operations/s, bytes/s) of this machine."""
         model = self.run.model
+        dtype = DTYPES.get(self.config.precision, torch.float32)
         sizes = []
-        hooks = [m.register_forward_hook(lambda m, x, y: sizes.append(y.numel())) for m in model.modules()
-                 if isinstance(m, (torch.nn.Conv2d, torch.nn.BatchNorm2d))]
+        hooks = [m.register_forward_hook(lambda m, x, y: sizes.append(y.numel()))
+                 for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.BatchNorm2d))]
         side = self.config.image_size
+        images = torch.rand(5 * self.config.batch_size, 3, side, side, device=self.device)
         with FlopCounterMode(display=False) as counter:
-            model(torch.rand(5 * self.config.batch_size, 3, side, side, device=self.device)).sum().backward()
+            model(images).sum().backward()
         for hook in hooks:
             hook.remove()
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision, torch.float32)
         parameters = sum(p.numel() for p in model.parameters())
-        # each convolution's and batch-norm's output is written once, read once forward and once backward, and its
-        # gradient written and read; a parameter, its gradient, momentum and average are read and written
-        least = 5 * kind.itemsize * sum(sizes) + 8 * 4 * parameters
+        # each convolution's and batch-norm's output is written once, read once forward and once
+        # backward, and its gradient written and read; a parameter, its gradient, momentum and average
+        # are read and written
+        least = 5 * dtype.itemsize * sum(sizes) + 8 * 4 * parameters
 
         on_gpu = self.device.type == "cuda"
         n = 8192 if on_gpu else 2048
-        a = torch.randn(n, n, device=self.device, dtype=kind)
+        a = torch.randn(n, n, device=self.device, dtype=dtype)
         block = torch.zeros(2 ** 30 if on_gpu else 2 ** 28, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(block)
         rate = 2 * n ** 3 / seconds(lambda: a @ a, self.device)
@@ -158,7 +162,8 @@ class Ours:
 # ---------------------------------------------------------------------------------- the conventional
 
 def pil_weak(size):
-    return T.Compose([T.RandomHorizontalFlip(), T.RandomCrop(size, size // 8, padding_mode="reflect")])
+    return T.Compose([T.RandomHorizontalFlip(),
+                      T.RandomCrop(size, size // 8, padding_mode="reflect")])
 
 
 def pil_strong(image):
@@ -169,10 +174,12 @@ def pil_strong(image):
     pixels = np.array(image)
     size = image.size[0]
     side = random.uniform(0, size / 2)
-    left = int(max(0, random.uniform(0, size) - side / 2))
-    top = int(max(0, random.uniform(0, size) - side / 2))
+    left, top = (int(max(0, random.uniform(0, size) - side / 2)) for _ in "xy")
     pixels[top:int(top + side) + 1, left:int(left + side) + 1] = (125, 123, 114)
     return Image.fromarray(pixels)
+
+
+NORMALIZED = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])
 
 
 def pictures(images):
@@ -181,38 +188,36 @@ def pictures(images):
 
 
 class Pictures(Dataset):
-    """PIL images with one or two views each, transformed one by one."""
+    """PIL images, transformed one by one: a weak view with the label or, without labels, both views."""
 
-    def __init__(self, images, labels, two_views):
+    def __init__(self, images, labels=None):
         self.images = pictures(images)
-        self.labels = labels.tolist()
-        self.two_views = two_views
+        self.labels = labels
         self.weak = pil_weak(images.shape[-1])
-        self.tensor = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, i):
         image = self.images[i]
-        if not self.two_views:
-            return self.tensor(self.weak(image)), self.labels[i]
-        return self.tensor(self.weak(image)), self.tensor(pil_strong(self.weak(image)))
+        weak = NORMALIZED(self.weak(image))
+        if self.labels is None:
+            return weak, NORMALIZED(pil_strong(self.weak(image)))
+        return weak, self.labels[i]
 
 
 def forever(dataset, batch_size):
-    loader = DataLoader(dataset, batch_size, sampler=RandomSampler(dataset, replacement=True, num_samples=10 ** 7),
-                        num_workers=os.cpu_count(), prefetch_factor=1, persistent_workers=True)
-    return iter(loader)
+    sampler = RandomSampler(dataset, replacement=True, num_samples=10 ** 7)
+    return iter(DataLoader(dataset, batch_size, sampler=sampler, num_workers=os.cpu_count(),
+                           prefetch_factor=1, persistent_workers=True))
 
 
 class Conventional:
     """The same losses and network, in the way of most published code."""
 
     def __init__(self, options, sets, device):
-        self.labeled = forever(Pictures(sets.labeled, sets.labels, False), options.batch_size)
-        self.unlabeled = forever(Pictures(sets.unlabeled, sets.hidden_labels, True), 2 * options.batch_size)
-        torch.manual_seed(0)
+        self.labeled = forever(Pictures(sets.labeled, sets.labels), options.batch_size)
+        self.unlabeled = forever(Pictures(sets.unlabeled), 2 * options.batch_size)
         self.model = models.build(options.model, 10).to(device)
         self.average = models.build(options.model, 10).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.03, momentum=0.9, nesterov=True,
@@ -225,7 +230,7 @@ class Conventional:
         weak, strong = next(self.unlabeled)
         labels = labels.to(self.device)
         logits = self.model(torch.cat([labeled, weak, strong]).to(self.device))
-        logits_labeled, logits_weak, logits_strong = logits.split([len(labeled), len(weak), len(strong)])
+        logits_labeled, logits_weak, logits_strong = logits.split([len(labeled), *2 * [len(weak)]])
         probs = logits_weak.detach().softmax(dim=1)
         mask = losses.confidence_mask(probs)
         q_hat = self.estimator.q_hat
@@ -283,30 +288,21 @@ class Authors:
         run.it += 1
 
 
-class Elsewhere:
-    """A pipeline in a process of its own, whose memory ours does not manage. A call gives the seconds of a step."""
-
-    def __init__(self, kind, *arguments, **changes):
-        self.pipe, other_end = multiprocessing.Pipe()
-        self.process = multiprocessing.get_context("spawn").Process(
-            target=serve, args=(other_end, kind, arguments, changes))
-        self.process.start()
-        other_end.close()  # a child that ends is then an EOFError here
-
-    def __call__(self, steps):
-        self.pipe.send(steps)
-        return self.pipe.recv()
-
-    def end(self):
-        self.pipe.close()
-        self.process.join()  # or its workers would take part in what is timed from here on
-
-
-def serve(pipe, kind, arguments, changes):
+def begin(kind, arguments, changes):
+    """Make a pipeline, as the first thing in a process of its own."""
+    global pipeline
     pipeline = kind(*arguments, **changes)
-    with contextlib.suppress(EOFError):
-        while steps := pipe.recv():
-            pipe.send(timed(pipeline.step, pipeline.device, steps))
+
+
+def turn(steps):
+    """Seconds of a step of the pipeline in this process."""
+    return timed(pipeline.step, pipeline.device, steps)
+
+
+def elsewhere(kind, *arguments, **changes):
+    """A pipeline in a process of its own, whose memory ours does not manage."""
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, spawn, begin, (kind, arguments, changes))
 
 
 def augmentation_alone(sets, size):
@@ -317,14 +313,16 @@ def augmentation_alone(sets, size):
     images = sets.unlabeled[:192]
     images_pil = pictures(images)
     weak = pil_weak(size)
-    tensor = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])
 
     def ours():
-        views = [data.weak(images, torch.rand(192, 3)), data.strong(images[:128], torch.rand(128, 12))]
-        return data.normalize(torch.cat(views), sets.mean, sets.std)
+        strong = data.strong(images[:128], torch.rand(128, 12))
+        views = torch.cat([data.weak(images, torch.rand(192, 3)), strong])
+        return data.normalize(views, sets.mean, sets.std)
 
     def conventional():
-        return [tensor(weak(p)) for p in images_pil] + [tensor(pil_strong(weak(p))) for p in images_pil[:128]]
+        views = [*map(weak, images_pil), *(pil_strong(weak(image)) for image in images_pil[:128])]
+        return [*map(NORMALIZED, views)]
+
     pairs = [(seconds(ours, cpu, 1, 3), seconds(conventional, cpu, 1)) for _ in range(7)]
     torch.set_num_threads(threads)
     mine, theirs = (statistics.median(pair) for pair in zip(*pairs))
@@ -334,15 +332,13 @@ def augmentation_alone(sets, size):
 # --------------------------------------------------------------------------------------- the figures
 
 def in_turns(ours, others, steps):
-    """Seconds of a step, a dict for each repetition: "step", ours, and those of the others, of class Elsewhere."""
-    turns = []
-    try:
-        for _ in range(REPEATS + 1):
-            turns.append({"step": timed(ours.step, ours.device, steps)}
-                         | {name: other(steps) for name, other in others.items()})
-    finally:
+    """Seconds of a step, a dict for each repetition: "step", ours, and those of pipelines elsewhere."""
+    with contextlib.ExitStack() as stack:
         for other in others.values():
-            other.end()
+            stack.enter_context(other)  # ends with its workers, which would take part in what comes later
+        turns = [{"step": timed(ours.step, ours.device, steps)}
+                 | {name: other.submit(turn, steps).result() for name, other in others.items()}
+                 for _ in range(REPEATS + 1)]
     return turns[1:]  # the first is the warm-up: compilation, worker start
 
 
@@ -351,9 +347,8 @@ def main():
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--model", default="wrn-28-2")
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--compile", default="auto")
+    for name in ("--device", "--precision", "--compile"):
+        parser.add_argument(name, default="auto")
     parser.add_argument("--steps", type=int, help="steps of a repetition (default: 3 on a CPU, 50 on a GPU)")
     parser.add_argument("--authors", metavar="CHECKOUT", help="also a step of the authors' code")
     options = parser.parse_args()
@@ -371,10 +366,10 @@ def main():
     sets = ours.run.sets._replace(**on_host)
     others = {}
     if ours.config.precision != "fp32":
-        others["step, fp32"] = Elsewhere(Ours, options, precision="fp32")
-    others["conventional"] = Elsewhere(Conventional, options, sets, device)
+        others["step, fp32"] = elsewhere(Ours, options, precision="fp32")
+    others["conventional"] = elsewhere(Conventional, options, sets, device)
     if options.authors:
-        others["authors"] = Elsewhere(Authors, options)
+        others["authors"] = elsewhere(Authors, options)
     turns = in_turns(ours, others, steps)
     peak = peak_memory(device)
     medians = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
