@@ -44,11 +44,8 @@ FILES = "runs.csv", "settings.csv", "logs.csv.gz", "classes.csv.gz", "reliabilit
 CODE = "*.py", "tests/ablations.py", "tests/authors.py", "tests/baselines.py", "tests/methods/*.py"  # what makes a run
 VECTORS = "classes", "per_class_accuracy", "q_hat", "p_labeled", "q_true"  # of result.json, one entry per class
 BINS = "share", "accuracy", "confidence"
-IDENTITY = "run", "dataset", "method", "variant", "shift", "gamma_l", "gamma_u", "seed"
 FIGURES = ("accuracy", "balanced_accuracy", "ece", "mce", "nll", "step", "seconds", "temperature", "kl_q_qhat",
            "kl_uniform_qhat", "brier", "balanced_accuracy_mean", "evaluations_in_mean")  # the last three: older runs
-DERIVED = "head", "medium", "tail", "overconfidence"
-ORIGIN = "changes", "command", "commit", "torch", "threads", "machine", "device", "precision"
 
 LABELS = {  # in the order of the paper's plot, the worst calibrated method first
     "supervised": "supervised", "fixmatch": "FixMatch", "fixmatch+la": "FixMatch + LA", "ccr": "FixMatch + CCR",
@@ -113,7 +110,7 @@ def finished(pattern, seeds=None):
     for run, part in parts.items():
         (row,), (settings,), log, classes, bins = (part[name] for name in FILES)
         config = {key: value_of(cell) for key, cell in settings.items()}
-        result = {key: value_of(cell) for key, cell in row.items() if key not in (*IDENTITY, *DERIVED, *ORIGIN)}
+        result = {key: value_of(cell) for key, cell in row.items() if key in FIGURES}
         for key in VECTORS:
             values = [value_of(line[key]) for line in classes]
             result[key] = None if values == [None] * len(values) else values
@@ -208,18 +205,18 @@ def lines_of(run, log, command, changes, commit):
     config, result = run.config, run.result
     made = config.get("made_with") or {}
     name = run.directory.name
-    shift = config["shift"] if config["shift"] in SHIFTS else None
-    identity = (name, config["dataset"], config["method"], config.get("variant"), shift, config["imb"], gamma_u(config),
-                config["seed"])
+    head, medium, tail = evaluate.thirds(result)
     over = 0.0  # added one by one, since sum rounds otherwise from Python 3.12 on
     for share, accuracy, confidence in result["reliability"]:
         over += share * (confidence - accuracy)
-    origin = (changes, command, commit, made.get("torch"), made.get("threads"), made.get("device"), config["device"],
-              config["precision"])
-    row = dict(zip(IDENTITY, identity, strict=True))
-    row |= {key: value for key, value in result.items() if key in FIGURES}
-    row |= dict(zip(DERIVED, (*evaluate.thirds(result), over), strict=True))
-    row |= dict(zip(ORIGIN, origin, strict=True))
+    row = {"run": name, "dataset": config["dataset"], "method": config["method"],
+           "variant": config.get("variant"), "shift": config["shift"] if config["shift"] in SHIFTS else None,
+           "gamma_l": config["imb"], "gamma_u": gamma_u(config), "seed": config["seed"],
+           **{key: value for key, value in result.items() if key in FIGURES},
+           "head": head, "medium": medium, "tail": tail, "overconfidence": over,
+           "changes": changes, "command": command, "commit": commit, "torch": made.get("torch"),
+           "threads": made.get("threads"), "machine": made.get("device"), "device": config["device"],
+           "precision": config["precision"]}
     classes = range(len(result["classes"]))
     return {
         "runs.csv": [row],
@@ -230,25 +227,24 @@ def lines_of(run, log, command, changes, commit):
                                for i, values in enumerate(result["reliability"], 1)]}
 
 
-def add(new):
-    """Add runs, a dict name -> what `lines_of` gives, to the files, in the place of those of the same name."""
+def collect(directories):
+    """Add finished runs, each in the place of one of the same name.
+
+    Raises ValueError where a directory is none, or where its settings and command disagree.
+    """
+    new = {}
+    for directory in directories:
+        run = evaluate.read_run(directory)
+        name = run.directory.name
+        if name in new:
+            raise ValueError(f"two of the runs are called {name}")
+        with open(run.directory / "log.csv", newline="") as file:
+            log = list(csv.DictReader(file))
+        new[name] = lines_of(run, log, *command_of(run.config, name), commit())
     for name in FILES:
         rows = [row for row in load(name) if row["run"] not in new]
         rows += [{key: text_of(value) for key, value in row.items()} for lines in new.values() for row in lines[name]]
         store(name, sorted(rows, key=lambda row: row["run"]))
-
-
-def collect(directories):
-    """Add finished runs. Raises ValueError where a directory is none, or where its settings and command disagree."""
-    new = {}
-    for directory in directories:
-        run = evaluate.read_run(directory)
-        with open(run.directory / "log.csv", newline="") as file:
-            log = list(csv.DictReader(file))
-        if run.directory.name in new:
-            raise ValueError(f"two of the runs are called {run.directory.name}")
-        new[run.directory.name] = lines_of(run, log, *command_of(run.config, run.directory.name), commit())
-    add(new)
     print(f"{len(new)} runs collected, {len(load('runs.csv'))} in all")
 
 
@@ -354,11 +350,10 @@ def by_shift(pattern, rows, seeds, what="balanced accuracy, ECE", keys=SCORES, s
 def closer(pattern, rows, seeds):
     """Under reversed shift: thirds of the classes, overconfidence, likelihood."""
     pattern = pattern.format("{}", "reversed")
-    titles = {"head": "head", "medium": "medium", "tail": "tail", "confidence − accuracy": "overconfidence",
-              "NLL": "nll"}
-    columns = {title: mean(pattern, key) for title, key in titles.items()}
-    columns |= {"confidence − accuracy, all seeds": extremes(pattern, "overconfidence"), "runs": where(pattern)}
-    return table(f"reversed; {len(seeds)} seeds", rows, columns, seeds)
+    return table(f"reversed; {len(seeds)} seeds", rows, {
+        **{third: mean(pattern, third) for third in ("head", "medium", "tail")},
+        "confidence − accuracy": mean(pattern, "overconfidence"), "NLL": mean(pattern, "nll"),
+        "confidence − accuracy, all seeds": extremes(pattern, "overconfidence"), "runs": where(pattern)}, seeds)
 
 
 def against(pattern, rows, seeds, shifts=SHIFTS, first="adello"):
@@ -382,23 +377,23 @@ def bare(command):
 
 def published(dataset):
     """The paper's figures / those of our runs with the same command, a dash where there are none."""
-    rows = [row for row in load("published.csv") if row["dataset"] == dataset]
+    rows = {(row["setting"], row["method"]): row for row in load("published.csv") if row["dataset"] == dataset}
     commands = {}
     for row in load("runs.csv"):
         commands.setdefault(bare(row["command"]), []).append(row)
 
     def beside(setting, key):
         def cell(names, seeds):
-            for row in rows:
-                if (row["setting"], row["method"]) == (setting, *names):
-                    ours = commands.get(bare(row["command"]))
-                    kind = key.replace("accuracy", "balanced_accuracy")
-                    return f"{row[key] or '–'} / {figures(ours, kind) if ours else '–'}"
-            return "–"
+            row = rows.get((setting, *names))
+            if not row:
+                return "–"
+            ours = commands.get(bare(row["command"]))
+            kind = key.replace("accuracy", "balanced_accuracy")
+            return f"{row[key] or '–'} / {figures(ours, kind) if ours else '–'}"
         return cell
-    columns = {f"{row['setting']}: {TITLES[key]}": beside(row["setting"], key)
-               for row in rows for key in TITLES if row[key]}
-    names = {LABELS.get(row["method"], row["method"]): row["method"] for row in rows}
+    columns = {f"{setting}: {TITLES[key]}": beside(setting, key)
+               for (setting, _), row in rows.items() for key in TITLES if row[key]}
+    names = {LABELS.get(method, method): method for _, method in rows}
     return table("published / this code", names, columns, ())
 
 
@@ -658,15 +653,14 @@ def write():
 def main(arguments):
     """The command line. Returns the exit status."""
     what, *directories = arguments or [""]
-    if what in ("-h", "--help"):
-        print(__doc__)
-        return 0
     try:
-        if what == "collect" and directories:
+        if what in ("-h", "--help"):
+            print(__doc__)
+        elif what == "collect" and directories:
             collect(directories)
         elif arguments == ["write"]:
             write()
-        elif what.strip("-") == "check" and not directories:
+        elif arguments == ["check"]:
             different = disagreements()
             print("\n".join(different) or "files, pages and pictures agree")
             return int(bool(different))
