@@ -24,9 +24,9 @@ import results
 from losses import METHODS
 from results import LABELS, gamma_u, name_of
 
-BLUE, RED, LIGHT_RED, LIGHT_BLUE = "#0072B2", "#D55E00", "#F7C9A8", "#B5DAF0"
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#000000",
-           "#808000", "#6A3D9A", "#B22222", "#999999"]
+LIGHT_RED, LIGHT_BLUE = "#F7C9A8", "#B5DAF0"
+COLOURS = BLUE, RED, *_ = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B",
+                           "#000000", "#808000", "#6A3D9A", "#B22222", "#999999")
 
 
 def figure(rows, columns, width, height, **arguments):
@@ -46,13 +46,13 @@ def in_order(groups):
     return sorted(groups, key=lambda found: (order + [name_of(found[0].config)]).index(name_of(found[0].config)))
 
 
-def method_of(config):
-    return LABELS.get(name_of(config), plain(name_of(config)))
-
-
 def plain(name):
     """A name as text in which matplotlib sees no formula."""
     return name.replace("$", r"\$")
+
+
+def method_of(config):
+    return LABELS.get(name_of(config), plain(name_of(config)))
 
 
 def ratio(gamma):
@@ -130,17 +130,19 @@ def fig3(groups):
 
     Of several seeds the mean, in a band of one standard deviation.
     """
-    moving = {name: found[0].log for name, found in zip(titles(groups), groups)
-              if METHODS.get(found[0].config["method"], METHODS["fixmatch"]).target}
+    moving = {}  # the names of groups by their curve of alpha, if their method has one
+    for name, found in zip(titles(groups), groups):
+        if METHODS.get(found[0].config["method"], METHODS["fixmatch"]).target:
+            curve = tuple((row["step"], row["alpha"]) for row in found[0].log)
+            moving.setdefault(curve, []).append(name)
     drawn, (axes,) = figure(1, len(groups) + bool(moving), 2.9, 3.3)
     highest = 0
     for panel, name, found in zip(axes, titles(groups), groups):
         steps = [row["step"] for row in found[0].log]
         for key, text, line in (("kl_q_qhat", "KL(Q ‖ Q̂)", "-"), ("kl_uniform_qhat", "KL(uniform ‖ Q̂)", "--")):
             values = np.array([[row[key] for row in run.log] for run in found])   # (runs, evaluations)
-            mean = values.mean(axis=0)
+            mean = top = values.mean(axis=0)
             (curve,) = panel.plot(steps, mean, line, label=text, lw=2)
-            top = mean
             if len(found) > 1:
                 deviation = values.std(axis=0, ddof=1)
                 top = mean + deviation
@@ -153,13 +155,10 @@ def fig3(groups):
     axes[0].set_ylabel("nats")
     drawn.legend(handles=axes[0].lines, loc="outside lower center", ncols=2, fontsize=9)
     if moving:
-        curves = {}
-        for name, log in moving.items():
-            curves.setdefault(tuple((row["step"], row["alpha"]) for row in log), []).append(name)
-        for curve, those in curves.items():
-            axes[-1].plot(*zip(*curve), lw=2, label="\n".join(those))
+        for curve, names in moving.items():
+            axes[-1].plot(*zip(*curve), lw=2, label="\n".join(names))
         axes[-1].set(title="alignment", xlabel="step", ylabel="α", ylim=(0, 1.05))
-        if len(curves) > 1:
+        if len(moving) > 1:
             axes[-1].legend(fontsize=7)
     return drawn
 
@@ -168,8 +167,8 @@ def sweep(groups):
     """Balanced accuracy over gamma_u, less that of FixMatch with the same seed: a dot per pair, and the means."""
     found = {}
     for run in (run for runs in groups for run in runs):
-        place = method_of(run.config), gamma_u(run.config), run.config["seed"]
-        if place[1] is None:
+        method, gamma, seed = place = method_of(run.config), gamma_u(run.config), run.config["seed"]
+        if gamma is None:
             raise ValueError(f"{run.directory.name} has no γ_u: its unlabeled images come as they are")
         if place in found:
             raise ValueError(f"{found[place].directory.name} and {run.directory.name} would be one point of the sweep")
@@ -182,21 +181,23 @@ def sweep(groups):
     others = [name for name in names if name != base]
     if not others:
         raise ValueError(f"a sweep shows what methods differ by; all of these runs are {base}'s")
+    gains = {name: {gamma: [] for gamma in gammas} for name in others}
+    for (name, gamma, seed), run in found.items():
+        if name != base:
+            if (base, gamma, seed) not in found:
+                raise ValueError(f"{run.directory.name} has no {base} run of its γ_u and seed to be compared with")
+            pair = run, found[base, gamma, seed]
+            mine, other = (each.result["balanced_accuracy"] for each in pair)
+            gains[name][gamma].append(100 * (mine - other))
     drawn, ((axes,),) = figure(1, 1, 7.5, 3.8)
     axes.axhline(0, color="k", lw=1, label=base)
-    for i, name in enumerate(others):
-        gains = {gamma: [] for gamma in gammas}
-        for (method, gamma, seed), run in found.items():
-            if method == name and (base, gamma, seed) not in found:
-                raise ValueError(f"{run.directory.name} has no {base} run of its γ_u and seed to be compared with")
-            if method == name:
-                other = found[base, gamma, seed]
-                gains[gamma].append(100 * (run.result["balanced_accuracy"] - other.result["balanced_accuracy"]))
+    for i, (name, of_method) in enumerate(gains.items()):
+        colour = COLOURS[i % len(COLOURS)]
         places = [x + 0.1 * (i - (len(others) - 1) / 2) for x in range(len(gammas))]
-        means = [statistics.mean(values) if values else np.nan for values in gains.values()]
-        for x, values in zip(places, gains.values()):
-            axes.plot([x] * len(values), values, ".", color=COLOURS[i % len(COLOURS)], alpha=0.5)
-        axes.plot(places, means, "os^D"[i % 4] + "-", color=COLOURS[i % len(COLOURS)], label=name)
+        means = [statistics.mean(values) if values else np.nan for values in of_method.values()]
+        for x, values in zip(places, of_method.values()):
+            axes.plot([x] * len(values), values, ".", color=colour, alpha=0.5)
+        axes.plot(places, means, "os^D"[i % 4] + "-", color=colour, label=name)
     axes.set_xticks(range(len(gammas)), map(ratio, gammas))
     axes.set(xlabel="γ_u: as the labeled set (left), uniform (1), reversed (right)",
              ylabel=f"balanced accuracy less {base}'s,\nsame seed, in points")
