@@ -1,15 +1,17 @@
 """results.py and pictures.py: the evidence is whole, the pages say what it says, pictures show what they are given."""
 
 import csv
+import dataclasses
 import gzip
 import io
-import json
 import math
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+import conftest
 import evaluate
 import pictures
 import results
@@ -20,34 +22,45 @@ SCORES = {"fixmatch": (0.5, 0.2), "udal": (0.55, 0.15), "adello": (0.6, 0.1)}
 
 def made_up_run(directory, variant=None, accuracy=0.6, ece=0.1, **settings):
     """A finished run's three files, two evaluations of three classes; settings as on the command line."""
-    arguments = results.words({"method": "adello"} | settings)
-    config, _ = train.parse(arguments, variant)
+    config, _ = train.parse(results.words({"method": "adello"} | settings), variant)
     distance = 0.5 * math.log(1.5) + 0.5 * math.log(0.75)  # KL((1/2, 1/4, 1/4) || uniform)
-    rows = [{"step": step, "seconds": 0.1 * step, "alpha": alpha, "kl_q_qhat": kl, "kl_uniform_qhat": 0.0,
-             "balanced_accuracy": accuracy, "ece": ece} for step, alpha, kl in ((750, 0.7, 1.9), (1500, 0.1, distance))]
-    result = {"accuracy": accuracy, "balanced_accuracy": accuracy, "ece": ece, "mce": ece, "nll": 1 / 3, "step": 1500,
-              "seconds": rows[-1]["seconds"], "kl_q_qhat": distance, "kl_uniform_qhat": 0.0,
-              "per_class_accuracy": [accuracy + 0.25, None, accuracy - 0.25], "q_hat": [1 / 3, 1 / 3, 1 / 3],
-              "p_labeled": [0.2, 0.3, 0.5], "q_true": [0.5, 0.25, 0.25], "classes": ["ant", "bee", "cat"],
+    result = {"accuracy": accuracy, "ece": ece, "mce": ece, "nll": 1 / 3, "step": 1500, "seconds": 150.0,
+              "kl_q_qhat": distance, "kl_uniform_qhat": 0.0, "classes": ["ant", "bee", "cat"],
+              "per_class_accuracy": [accuracy + 0.25, None, accuracy - 0.25],
+              "q_hat": [1 / 3, 1 / 3, 1 / 3], "p_labeled": [0.2, 0.3, 0.5], "q_true": [0.5, 0.25, 0.25],
               "reliability": [[0.0, 0.0, 0.0], [0.25, 0.5 - ece, 0.5], [0.75, 0.9 - ece, 0.9]]}
-    directory.mkdir(parents=True)
-    made_with = {"made_with": {"torch": "2.11.0", "threads": 1}}
-    (directory / "config.json").write_text(json.dumps(results.dataclasses.asdict(config) | made_with))
-    (directory / "result.json").write_text(json.dumps(result))
-    with open(directory / "log.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    made_with = {"torch": "2.11.0", "threads": 1}
+    conftest.made_up_run(directory, accuracy, result, **dataclasses.asdict(config), made_with=made_with)
+    (directory / "log.csv").write_text(
+        "step,seconds,alpha,kl_q_qhat,kl_uniform_qhat,balanced_accuracy,ece\n"
+        f"750,75.0,0.7,1.9,0.0,{accuracy},{ece}\n1500,150.0,0.1,{distance},0.0,{accuracy},{ece}\n")
     return directory
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """Files of results of one's own, empty; returns their directory."""
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results/published.csv").write_bytes((results.RESULTS / "published.csv").read_bytes())
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    return tmp_path / "results"
+    """Files of results of one's own, empty but for the published ones; returns their directory."""
+    directory = tmp_path / "results"
+    directory.mkdir()
+    shutil.copy(results.RESULTS / "published.csv", directory)
+    monkeypatch.setattr(results, "RESULTS", directory)
+    return directory
+
+
+@pytest.fixture
+def collect(own, tmp_path):
+    """Makes and collects a run of shapes, named by its method or variant, shift and seed."""
+    def one(method="adello", shift="reversed", seed=0, variant=None, **settings):
+        directory = tmp_path / f"shapes-{variant or method}-{shift}-imb50-s{seed}"
+        made_up_run(directory, variant, method=method, shift=shift, seed=seed, **settings)
+        results.collect([directory])
+    return one
+
+
+@pytest.fixture
+def without_pages(monkeypatch):
+    monkeypatch.setattr(results, "PAGES", [])
+    monkeypatch.setattr(results, "PICTURES", {})
 
 
 # ------------------------------------------------------------------------------------------ the evidence
@@ -69,8 +82,8 @@ def test_the_evidence_is_a_few_files_that_csv_reads_whole():
     assert all(row["command"] and len(row["commit"]) >= 40 and row["torch"] for row in results.load("runs.csv"))
 
 
-@pytest.mark.parametrize("pattern, shifts, seeds", [(results.SHAPES, results.SHIFTS, range(5)),
-                                                    (results.CIFAR, results.SHIFTS[::2], range(3))])
+@pytest.mark.parametrize("pattern, shifts, seeds", [
+    (results.SHAPES, results.SHIFTS, range(5)), (results.CIFAR, results.SHIFTS[::2], range(3))])
 def test_accuracy_and_calibration_have_the_order_of_the_paper(pattern, shifts, seeds):
     """What the page claims first, in the mean over seeds; that FlexDA is ahead of UDAL, the paper does not say."""
     for shift in shifts:
@@ -81,12 +94,13 @@ def test_accuracy_and_calibration_have_the_order_of_the_paper(pattern, shifts, s
 
 
 def test_a_published_command_is_written_as_a_run_of_ours_would_record_it():
-    own = [row for row in results.load("published.csv") if row["command"].startswith("python train.py")]
-    assert len(own) > 20
-    for row in own:
-        config, _ = train.parse(row["command"].split()[2:])
-        options = results.options_of(results.dataclasses.asdict(config))
-        assert results.bare(row["command"]).split()[2:] == results.words(options)
+    commands = [row["command"] for row in results.load("published.csv")]
+    commands = [command for command in commands if command.startswith("python train.py")]
+    assert len(commands) > 20
+    for command in commands:
+        config, _ = train.parse(command.split()[2:])
+        options = results.options_of(dataclasses.asdict(config))
+        assert results.bare(command).split()[2:] == results.words(options)
 
 
 def test_published_commands_for_imagenet_127_make_a_run_each_and_those_that_crt_and_la_start_from():
@@ -134,10 +148,8 @@ def test_what_is_no_finished_run_or_two_of_one_name_are_refused_and_change_nothi
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_cell_that_the_other_files_do_not_bear_out_is_found(own, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "PAGES", [])
-    monkeypatch.setattr(results, "PICTURES", {})
-    results.collect([made_up_run(tmp_path / "shapes-adello-reversed-imb50-s0", accuracy=0.625)])
+def test_a_cell_that_the_other_files_do_not_bear_out_is_found(own, collect, without_pages):
+    collect(accuracy=0.625)
     assert results.disagreements() == []
     text = (own / "runs.csv").read_text()
     for right, other in (("0.625", "0.626"), (",reversed,", ",uniform,"), (",0.875,", ",0.8,")):
@@ -149,10 +161,8 @@ def test_a_cell_that_the_other_files_do_not_bear_out_is_found(own, tmp_path, mon
 @pytest.mark.parametrize("name, key, figure", [
     ("classes.csv.gz", "q_true", "kl_q_qhat"), ("classes.csv.gz", "q_hat", "kl_uniform_qhat"),
     ("classes.csv.gz", "per_class_accuracy", "balanced_accuracy"), ("reliability.csv.gz", "accuracy", "ece")])
-def test_a_figure_that_the_vectors_and_bins_do_not_bear_out_is_found(name, key, figure, own, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "PAGES", [])
-    monkeypatch.setattr(results, "PICTURES", {})
-    results.collect([made_up_run(tmp_path / "shapes-adello-reversed-imb50-s0")])
+def test_a_figure_that_the_vectors_and_bins_do_not_bear_out_is_found(name, key, figure, collect, without_pages):
+    collect()
     changed = [dict(row) for row in results.load(name)]
     changed[2][key] = str(float(changed[2][key]) - 0.01)
     results.store(name, changed)
@@ -164,15 +174,15 @@ def test_a_figure_that_the_vectors_and_bins_do_not_bear_out_is_found(name, key, 
     "--dataset cifar100 --imb 20 --imb-u 0.1", "--dataset folder --data-dir pictures --image-size 64 --ema 0",
     "--dataset folder --data-dir pictures --n1 1500 --shift reversed", "--dataset stl10 --imb 10 --lr 1e-07"])
 def test_the_recorded_command_gives_the_settings(arguments):
-    config = results.dataclasses.asdict(train.parse(arguments.split())[0])
+    config = dataclasses.asdict(train.parse(arguments.split())[0])
     command, changes = results.command_of(config, config["out"].rpartition("/")[2])
-    again = results.dataclasses.asdict(train.parse(command.split()[2:])[0])
+    again = dataclasses.asdict(train.parse(command.split()[2:])[0])
     assert {**again, "precision": None, "device": None} == {**config, "precision": None, "device": None}
     assert all(word in arguments for word in changes.split()) and "--out" not in command
 
 
 def test_the_command_of_a_script_s_run_is_the_script():
-    config = results.dataclasses.asdict(train.parse(["--seed", "2", "--method", "fixmatch"])[0])
+    config = dataclasses.asdict(train.parse(["--seed", "2", "--method", "fixmatch"])[0])
     for variant, begins in (("noise0.3-fixmatch", "python tests/ablations.py noise0.3 --method fixmatch --seed 2 "),
                             ("darp", "python tests/baselines.py darp --seed 2 --precision"),
                             ("crest+la", "python tests/baselines.py la runs/shapes-crest-reversed-imb50-s2")):
@@ -182,13 +192,12 @@ def test_the_command_of_a_script_s_run_is_the_script():
 
 # ------------------------------------------------------------------------------------------------ tables
 
-def test_pairs_have_the_same_gamma_u_and_seed_and_a_lower_ece_wins(own, tmp_path):
+def test_pairs_have_the_same_gamma_u_and_seed_and_a_lower_ece_wins(collect):
     for method, shift, seed, accuracy, ece in [
             ("adello", "reversed", 0, 0.60, 0.10), ("adello", "uniform", 0, 0.70, 0.20),
             ("adello", "uniform", 1, 0.90, 0.90),
             ("udal", "uniform", 0, 0.61, 0.21), ("udal", "reversed", 0, 0.58, 0.13)]:
-        results.collect([made_up_run(tmp_path / f"shapes-{method}-{shift}-imb50-s{seed}", method=method, shift=shift,
-                                     seed=seed, accuracy=accuracy, ece=ece)])
+        collect(method, shift, seed, accuracy=accuracy, ece=ece)
     ours, theirs, seeds = results.ALL.format("adello"), results.ALL.format("udal"), range(5)
     assert results.gain(ours, theirs)([], seeds) == "+5.5 (2 of 2)"  # one labeled set
     assert results.gain(ours, theirs, "ece")([], seeds) == "-2.0 (2 of 2)"
@@ -196,13 +205,12 @@ def test_pairs_have_the_same_gamma_u_and_seed_and_a_lower_ece_wins(own, tmp_path
     assert results.gain(ours, "none")([], seeds) == results.gain(ours, ours)([], seeds) == "–"
 
 
-def test_the_deviation_of_pairs_is_that_of_the_labeled_sets(own, tmp_path):
+def test_the_deviation_of_pairs_is_that_of_the_labeled_sets(collect):
     """Gains of 1 and 3 points on one labeled set, 4 and 4 on another: means 2 and 4, deviation sqrt 2."""
-    gains = {(0, "reversed"): 0.01, (0, "uniform"): 0.03, (1, "reversed"): 0.04, (1, "uniform"): 0.04}
-    for (seed, shift), gain in gains.items():
-        for method, accuracy in (("adello", 0.5 + gain), ("udal", 0.5)):
-            results.collect([made_up_run(tmp_path / f"shapes-{method}-{shift}-imb50-s{seed}", method=method,
-                                         shift=shift, seed=seed, accuracy=accuracy)])
+    for shift, seed, gain in (("reversed", 0, 0.01), ("uniform", 0, 0.03), ("reversed", 1, 0.04),
+                              ("uniform", 1, 0.04)):
+        collect("adello", shift, seed, accuracy=0.5 + gain)
+        collect("udal", shift, seed, accuracy=0.5)
     cell = results.gain(results.ALL.format("adello"), results.ALL.format("udal"))([], range(5))
     assert cell == f"+3.0 ± {math.sqrt(2):.1f} (4 of 4)"
 
@@ -216,10 +224,10 @@ def test_ahead_level_and_neither_are_told_by_students_interval(values, text):
     assert results.marked(values) == text
 
 
-def test_a_mean_of_some_of_the_seeds_is_refused_by_name(own, tmp_path):
+def test_a_mean_of_some_of_the_seeds_is_refused_by_name(collect):
     column = results.mean("shapes-{}-uniform-imb50", "ece")
     for seed in (0, 1):
-        results.collect([made_up_run(tmp_path / f"shapes-adello-uniform-imb50-s{seed}", seed=seed, shift="uniform")])
+        collect("adello", "uniform", seed)
     assert column(["adello"], (0, 1)) == "10.0 ± 0.0" and column(["udal"], (0, 1)) == "–"
     with pytest.raises(ValueError, match=r"adello-uniform-imb50 should have the seeds \[0, 1, 2\], but has \[0, 1\]"):
         column(["adello"], range(3))
@@ -265,13 +273,12 @@ def test_a_number_stands_in_a_table_of_its_section_or_of_one_that_its_paragraph_
 
 def test_the_code_that_makes_a_run_is_all_that_its_scripts_import():
     """A method that moves to another file must not leave the list from which `+changes` is told."""
-    script = ("import sys; sys.path[:0] = ['.', 'tests']; import baselines; files = [getattr(module, '__file__', None) "
-              "for module in sys.modules.values()]; print(*filter(None, files), sep='\\n')")
+    script = ("import sys; sys.path[:0] = ['.', 'tests']; import baselines; "
+              "print(*(getattr(module, '__file__', None) for module in sys.modules.values()), sep='\\n')")
     loaded = subprocess.run([sys.executable, "-c", script], cwd=results.ROOT, capture_output=True, text=True,
-                            check=True)
-    here = {(results.ROOT / line).resolve() for line in loaded.stdout.splitlines()}
-    here = {path.relative_to(results.ROOT).as_posix() for path in here
-            if path.exists() and results.ROOT in (path.parent, path.parents[1], path.parents[2])}
+                            check=True).stdout
+    files = [*results.ROOT.glob("*.py"), *results.ROOT.glob("tests/**/*.py")]
+    here = {path.relative_to(results.ROOT).as_posix() for path in files if f"{path}\n" in loaded}
     assert {"train.py", "tests/baselines.py"} < here <= set(results.code())
 
 
@@ -295,46 +302,50 @@ def test_help_is_what_the_script_says_of_itself(script, capsys):
         assert capsys.readouterr() == (script.__doc__ + "\n", "")
 
 
-def test_a_run_with_a_published_command_stands_beside_the_published_figure(own, tmp_path):
+def test_a_run_with_a_published_command_stands_beside_the_published_figure(collect):
     for seed, accuracy in ((0, 0.40), (1, 0.50)):
-        results.collect([made_up_run(tmp_path / f"cifar100-fixmatch-uniform-imb50-s{seed}", dataset="cifar100",
-                                     shift="uniform", method="fixmatch", seed=seed, accuracy=accuracy)])
-    results.collect([made_up_run(tmp_path / "shorter-s0", dataset="cifar100", shift="uniform", steps=99)])
+        collect("fixmatch", "uniform", seed, dataset="cifar100", accuracy=accuracy)
+    collect("adello", "uniform", dataset="cifar100", steps=99)
     table = results.published("CIFAR-100-LT")
     assert "48.6 / 45.0 ± 7.1" in table and "57.5 / –" in table
 
 
 # ---------------------------------------------------------------------------------------------- pictures
 
-def groups(tmp_path, gammas=(10, 0.1), methods=SCORES, seeds=(0, 1)):
-    """Groups of made-up runs, the last method of the paper's order first."""
-    runs = [made_up_run(tmp_path / f"shapes-{m}-imbu{g}-imb50-s{s}", method=m, imb_u=g, seed=s,
-                        accuracy=methods[m][0] + s / 10, ece=methods[m][1])
-            for m in reversed(methods) for g in gammas for s in seeds]
-    return runs, [*evaluate.group(map(evaluate.read_run, runs)).values()]
+@pytest.fixture
+def read(tmp_path):
+    """Makes a run of a name and reads it."""
+    pytest.importorskip("matplotlib")
+    return lambda name, **settings: evaluate.read_run(made_up_run(tmp_path / name, **settings))
+
+
+@pytest.fixture
+def groups(read):
+    """Groups of two seeds of made-up runs, the last method of the paper's order first."""
+    def find(gammas=(10, 0.1), methods=tuple(SCORES)):
+        return [[read(f"shapes-{method}-imbu{gamma}-imb50-s{seed}", method=method, imb_u=gamma, seed=seed,
+                      accuracy=SCORES[method][0] + seed / 10, ece=SCORES[method][1]) for seed in (0, 1)]
+                for method in reversed(methods) for gamma in gammas]
+    return find
 
 
 @pytest.mark.parametrize("kind", pictures.DRAWINGS)
-def test_pictures_are_drawn(kind, tmp_path):
-    pytest.importorskip("matplotlib")
-    runs, _ = groups(tmp_path)
-    assert pictures.main([kind, str(tmp_path / "x.png"), *map(str, runs)]) == 0
+def test_pictures_are_drawn(kind, groups, tmp_path):
+    runs = [str(run.directory) for group in groups() for run in group]
+    assert pictures.main([kind, str(tmp_path / "x.png"), *runs]) == 0
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / "x.png").stat().st_size > 10_000
 
 
-def test_panels_are_in_the_paper_s_order_and_show_how_many_samples_a_bar_holds(tmp_path):
-    pytest.importorskip("matplotlib")
-    drawn = pictures.reliability(groups(tmp_path, gammas=(10,))[1])
+def test_panels_are_in_the_paper_s_order_and_show_how_many_samples_a_bar_holds(groups):
+    drawn = pictures.reliability(groups(gammas=(10,)))
     assert [axes.get_title().split(",")[0] for axes in drawn.axes[:3]] == ["FixMatch", "UDAL", "ADELLO"]
     assert [bar.get_height() for bar in drawn.axes[3].patches] == [0, 25, 75]
     assert {"mean accuracy", "mean confidence"} <= {text.get_text() for text in drawn.legends[0].get_texts()}
 
 
-def test_what_is_shaded_in_a_reliability_diagram_is_the_mean_ece_of_its_title(tmp_path):
+def test_what_is_shaded_in_a_reliability_diagram_is_the_mean_ece_of_its_title(read):
     """Seeds that miss on either side of the confidence: their gaps do not cancel."""
-    pytest.importorskip("matplotlib")
-    runs = [evaluate.read_run(made_up_run(tmp_path / f"shapes-adello-reversed-imb50-s{seed}", seed=seed, ece=ece))
-            for seed, ece in ((0, 0.1), (1, 0.1))]
+    runs = [read(f"shapes-adello-reversed-imb50-s{seed}", seed=seed) for seed in (0, 1)]
     for row in runs[1].result["reliability"]:
         row[1] = 2 * row[2] - row[1]  # as much above the confidence as it was below
     above, below = pictures.reliability([runs]).axes
@@ -348,50 +359,42 @@ def test_what_is_shaded_in_a_reliability_diagram_is_the_mean_ece_of_its_title(tm
     assert "-10.0 to +10.0" in below.get_xlabel()
 
 
-def test_fig3_names_method_and_shift_cuts_no_curve_and_shows_alpha_where_there_is_one(tmp_path):
-    pytest.importorskip("matplotlib")
-    two = {name: SCORES[name] for name in ("fixmatch", "adello")}
-    *panels, alpha = pictures.fig3(groups(tmp_path, gammas=(10,), methods=two)[1]).axes
+def test_fig3_names_method_and_shift_cuts_no_curve_and_shows_alpha_where_there_is_one(groups, read):
+    *panels, alpha = pictures.fig3(groups(gammas=(10,), methods=("fixmatch", "adello"))).axes
     assert [axes.get_title() for axes in panels] == ["ADELLO, γ_u = 10", "FixMatch, γ_u = 10"]
     assert all(axes.get_ylim()[1] > 1.9 and len(axes.lines) == 2 for axes in panels)
     assert [line.get_label() for line in alpha.lines] == ["ADELLO, γ_u = 10"]
     assert list(alpha.lines[0].get_ydata()) == [0.7, 0.1]
     assert all(len(axes.collections) == 2 for axes in panels)  # the bands of two seeds
-    alone = [evaluate.read_run(made_up_run(tmp_path / "a", method="fixmatch", shift="uniform"))]
-    assert [axes.get_title() for axes in pictures.fig3([alone]).axes] == ["FixMatch, uniform"]
+    alone = read("a", method="fixmatch", shift="uniform")
+    assert [axes.get_title() for axes in pictures.fig3([[alone]]).axes] == ["FixMatch, uniform"]
 
 
-def test_the_sweep_shows_differences_of_the_same_seed(tmp_path):
-    pytest.importorskip("matplotlib")
-    (axes,) = pictures.sweep(groups(tmp_path)[1]).axes
+def test_the_sweep_shows_differences_of_the_same_seed(groups):
+    (axes,) = pictures.sweep(groups()).axes
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert lines["ADELLO"] == pytest.approx([10, 10]) and lines["UDAL"] == pytest.approx([5, 5])
 
 
-def test_two_settings_of_one_method_are_two_points_with_names_and_colours_of_their_own(tmp_path):
-    pytest.importorskip("matplotlib")
-    runs = [evaluate.read_run(made_up_run(tmp_path / name, d=d, accuracy=accuracy))
-            for name, d, accuracy in (("shapes-adello-d1-s0", 1, 0.5), ("shapes-adello-d3-s0", 3, 0.6))]
-    _, ours = pictures.calibration([[run] for run in runs]).axes
+def test_two_settings_of_one_method_are_two_points_with_names_and_colours_of_their_own(read):
+    _, ours = pictures.calibration([[read(f"shapes-adello-d{d}-s0", d=d, accuracy=d / 10)] for d in (1, 3)]).axes
     assert {text.get_text() for text in ours.texts} == {"shapes-adello-d1", "shapes-adello-d3"}
     assert len({text.get_color() for text in ours.texts}) == 2
 
 
 @pytest.mark.parametrize("kind", ["reliability", "fig3", "calibration"])
-def test_a_name_is_no_formula(kind, tmp_path):
-    pytest.importorskip("matplotlib")
-    runs = [made_up_run(tmp_path / name, d=d) for name, d in ((r"a$\foo$", 1), ("b", 3))]
-    assert pictures.main([kind, str(tmp_path / "x.png"), *map(str, runs)]) == 0
+def test_a_name_is_no_formula(kind, read, tmp_path):
+    runs = [str(read(name, d=d).directory) for name, d in ((r"a$\foo$", 1), ("b", 3))]
+    assert pictures.main([kind, str(tmp_path / "x.png"), *runs]) == 0
 
 
-def test_methods_that_are_collected_later_join_the_calibration_plot(own, tmp_path):
+def test_methods_that_are_collected_later_join_the_calibration_plot(collect):
     pytest.importorskip("matplotlib")
-    expected = {"ADELLO"}
-    for variant in (None, "abc", "debiaspl"):
-        results.collect([made_up_run(tmp_path / f"shapes-{variant or 'adello'}-consistent-imb50-s{s}", variant,
-                                     method="fixmatch" if variant else "adello", shift="consistent", seed=s)
-                         for s in range(3)])
-        expected |= {results.LABELS[variant]} if variant else set()
+    expected = set()
+    for method, variant in (("adello", None), ("fixmatch", "abc"), ("fixmatch", "debiaspl")):
+        for seed in range(3):
+            collect(method, "consistent", seed, variant)
+        expected.add(results.LABELS[variant or method])
         published, ours = pictures.calibration(results.groups_of("calibration")[0]).axes
         assert {text.get_text() for text in ours.texts} == expected and len(published.texts) == 8
     assert "| ABC |" in results.TABLES["others"]()
