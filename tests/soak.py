@@ -10,7 +10,6 @@ import argparse
 import collections
 import io
 import itertools
-import json
 import math
 import os
 import random
@@ -24,11 +23,8 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
+from conftest import ROOT, assert_same, coloured_classes, result_of, state_of  # where the modules are found from
 import train
-from conftest import assert_same, coloured_classes, state_of
 from losses import METHODS
 
 
@@ -59,11 +55,9 @@ def random_arguments(seed, folder):
 
 def quietly(arguments):
     """train.main without its output. Returns the exit status and the lines on stderr."""
-    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    err = io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as told:
         status = train.main(list(map(str, arguments)))
-    return status, err.getvalue().splitlines()
+    return status, told.getvalue().splitlines()
 
 
 def check(seed, folder, directory):
@@ -73,7 +67,7 @@ def check(seed, folder, directory):
     told = [line for line in told if not line.startswith("note: ")]
     command = " ".join(arguments)
     if status == 0:
-        result = json.loads((directory / f"run{seed}" / "result.json").read_text(encoding="utf-8"))
+        result = result_of(directory / f"run{seed}")
         assert result["step"] == 2 and math.isfinite(result["nll"]) and 0 <= result["ece"] <= 1, command
         assert abs(sum(result["q_hat"]) - 1) < 1e-4 and min(result["q_hat"]) >= 0, command
         return "trained"
@@ -93,21 +87,18 @@ RUN = ("--n1 20 --m1 20 --imb 4 --model wrn-10-1 --bn-momentum 0.05 --image-size
 def kills(draw, root, folder, whole):
     """One run, killed at random moments until it is through."""
     directory = root / "killed"
-    count = 0
-    while True:
-        process = subprocess.Popen([sys.executable, ROOT / "train.py", *RUN, folder, "--out", directory], text=True,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    command = [sys.executable, ROOT / "train.py", *RUN, folder, "--out", directory]
+    for count in itertools.count():
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"})
         while not (directory / ".lock").exists() and process.poll() is None:
             time.sleep(0.01)
-        deadline = time.monotonic() + (draw.uniform(0, 3) if count < 6 else 600)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        if process.poll() is not None:
+        try:
+            process.wait(draw.uniform(0, 3) if count < 6 else 600)
             break
-        process.kill()
-        process.wait()
-        count += 1
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         train.read_checkpoint(directory / "checkpoint.pt")  # whole, or not there yet
     assert process.returncode == 0, process.stderr.read()
     assert_same(whole, state_of(directory))
