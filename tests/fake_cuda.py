@@ -7,7 +7,7 @@ Left out: kernels and autograd, in whose place every parameter gets an empty gra
 
 import contextlib
 import linecache
-import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -116,14 +116,11 @@ class FakeCuda(TorchDispatchMode):
 def calls():
     """Where the project stands, from the inside out: (name of the function, file and line) for each of its frames."""
     found = []
-    frame = sys._getframe(1)
-    while frame:
+    for frame, number in traceback.walk_stack(None):
         path = Path(frame.f_code.co_filename)
-        own = path.parent == ROOT or path.is_relative_to(ROOT / "tests")
-        if own and path != Path(__file__):
-            line = linecache.getline(str(path), frame.f_lineno).strip()
+        if path != Path(__file__) and (path.parent == ROOT or path.is_relative_to(ROOT / "tests")):
+            line = linecache.getline(str(path), number).strip()
             found.append((frame.f_code.co_name, f"{path.name}: {line}"))
-        frame = frame.f_back
     return found
 
 
@@ -191,7 +188,7 @@ def gpu(monkeypatch, capability=(9, 0)):
         patch.setattr(torch.optim.Optimizer, "zero_grad", give_gradients)
         patch.setattr(FakeTensor, "__deepcopy__", duplicate, raising=False)
         # what asks the CUDA runtime for its current device before it comes to a fake tensor
-        patch.setattr(FakeTensor, "copy_", lambda x, *rest, **options: mode.copy(x, *rest, **options), raising=False)
+        patch.setattr(FakeTensor, "copy_", lambda *tensors, **options: mode.copy(*tensors, **options), raising=False)
         patch.setattr(FakeTensor, "__getitem__", lambda x, index: mode.get(x, index), raising=False)
         patch.setattr(FakeTensor, "__setitem__", lambda x, index, value: mode.set(x, index, value), raising=False)
         patch.setattr(FakeTensor, "contiguous", lambda x, **options: x.clone(**options), raising=False)
