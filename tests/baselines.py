@@ -46,9 +46,7 @@ def main(arguments):
         if parser.parse_known_args(rest)[0].method:
             raise ValueError(f"--method cannot be used with {name}, which is a method of its own")
         rest = [*rest, "--method", "fixmatch"]
-        if name == "crest":
-            return crest.main(rest)
-        return train.main(rest, TRAINED[name], name)
+        return crest.main(rest) if name == "crest" else train.main(rest, TRAINED[name], name)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
