@@ -43,17 +43,17 @@ class MovingTemperature(train.Run):
     def __init__(self, config):
         super().__init__(config)
         update = self.estimator.update
-        ccr = METHODS[config.method].ccr is not None
-        self.estimator.update = lambda probs, first_ccr_step: update(probs, ccr and self.t >= config.warmup_steps)
+        self.estimator.update = lambda probs, first_ccr_step: update(probs, self.follows())
+
+    def follows(self):
+        return METHODS[self.config.method].ccr is not None and self.t >= self.config.warmup_steps
 
 
-class TemperatureOne(train.Run):
+class TemperatureOne(MovingTemperature):
     """T stays 1: L_uc's soft labels are p(u), as the authors' shipped settings have it."""
 
-    def __init__(self, config):
-        super().__init__(config)
-        update = self.estimator.update
-        self.estimator.update = lambda probs, first_ccr_step: update(probs)
+    def follows(self):
+        return False
 
 
 class ConstantRate(train.Run):
@@ -78,11 +78,11 @@ def noise(config, deviation):
         return train.Run(config)
 
 
-VARIANTS = {"separate-statistics": SeparateStatistics, "unlabeled-alone": unlabeled_alone,
-            "moving-temperature": MovingTemperature, "temperature-one": TemperatureOne, "constant-rate": ConstantRate,
-            "as-shipped": AsShipped}
-for deviation in (0.25, 0.3, 0.4):
-    VARIANTS[f"noise{deviation}"] = functools.partial(noise, deviation=deviation)
+VARIANTS = {
+    "separate-statistics": SeparateStatistics, "unlabeled-alone": unlabeled_alone,
+    "moving-temperature": MovingTemperature, "temperature-one": TemperatureOne,
+    "constant-rate": ConstantRate, "as-shipped": AsShipped,
+    **{f"noise{deviation}": functools.partial(noise, deviation=deviation) for deviation in (0.25, 0.3, 0.4)}}
 
 
 def kind_of(variant):
