@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import io
 import json
 import math
 import os
@@ -130,7 +131,7 @@ KINDS = {"interrupted": ending(distributed.Part, KeyboardInterrupt, 5, (0, 1)),
 
 
 def process(cases, ports):
-    """One of the processes: case after case, the exit statuses and what the run holds into a file."""
+    """One of the processes: case after case; what it says, returns and holds into a file."""
     destroy = distributed.dist.destroy_process_group
 
     def destroyed():
@@ -147,10 +148,11 @@ def process(cases, ports):
     for (name, arguments), port in zip(cases.items(), ports):
         os.environ["MASTER_PORT"] = str(port)
         kept, wrapped = [], []
-        print(name, file=sys.stderr, flush=True)
-        status = distributed.main(arguments, made)
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            status = distributed.main(arguments, made)
         held = b"".join(part.detach().numpy().tobytes() for part in kept)
-        found[name] = {"status": status, "held": zlib.crc32(held), "wrapped": wrapped}
+        found[name] = {"status": status, "held": zlib.crc32(held), "wrapped": wrapped,
+                       "lines": said.getvalue().splitlines()}
     Path(f"rank{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -189,17 +191,10 @@ def processes(image_folder, tmp_path_factory):
         finally:
             for each in started:
                 each.kill()
-    found = {name: {"status": [], "held": [], "wrapped": [], "lines": []} for name in cases}
-    for rank in (0, 1):
-        assert started[rank].returncode == 0, said[rank][1]
-        for line in said[rank][1].splitlines():
-            if line in cases:
-                lines = found[line]["lines"]
-            else:
-                lines.append(line)
-        for name, of_case in json.loads((place / f"rank{rank}.json").read_text(encoding="utf-8")).items():
-            for key, value in of_case.items():
-                found[name][key].append(value)
+    assert [each.returncode for each in started] == [0, 0], said
+    of_ranks = [json.loads((place / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    found = {name: {key: [of_rank[name][key] for of_rank in of_ranks]
+                    for key in ("status", "held", "wrapped", "lines")} for name in cases}
     return place, options, found
 
 
@@ -210,9 +205,10 @@ def processes(image_folder, tmp_path_factory):
 def test_what_one_process_refuses_or_cannot_do_ends_both_with_its_line(case, statuses, reason, processes):
     _, _, found = processes
     assert found[case]["status"] == statuses
-    errors = [line for line in found[case]["lines"] if line.startswith("error: ") and "another process has" not in line]
+    lines = [line for of_rank in found[case]["lines"] for line in of_rank]
+    errors = [line for line in lines if line.startswith("error: ") and "another process has" not in line]
     assert len(errors) == 1 and reason in errors[0]
-    assert not any("Traceback" in line for line in found[case]["lines"])
+    assert not any("Traceback" in line for line in lines)
 
 
 def test_two_processes_hold_the_same_parameters_and_estimate(processes):
