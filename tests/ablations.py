@@ -82,7 +82,7 @@ VARIANTS = {
     "separate-statistics": SeparateStatistics, "unlabeled-alone": unlabeled_alone,
     "moving-temperature": MovingTemperature, "temperature-one": TemperatureOne,
     "constant-rate": ConstantRate, "as-shipped": AsShipped,
-    **{f"noise{deviation}": functools.partial(noise, deviation=deviation) for deviation in (0.25, 0.3, 0.4)}}
+    **{f"noise{level}": functools.partial(noise, deviation=level) for level in (0.25, 0.3, 0.4)}}
 
 
 def kind_of(variant):

@@ -23,8 +23,8 @@ NUM_CLASSES = 3  # entries of a bincount that names no number
 class FakeCuda(TorchDispatchMode):
     """Sends what concerns CUDA to PyTorch's fake tensors.
 
-    waits: how often a line made the host wait, under the names of the project's functions on the way to
-    it. passed: the names on the way to copies that do not wait, and to the optimiser's update.
+    waits: how often a line made the host wait, under the names of the project's functions on the way.
+    passed: the names on the way to copies that do not wait, and to the optimiser's update.
     """
 
     def __init__(self):
@@ -88,7 +88,7 @@ class FakeCuda(TorchDispatchMode):
         return target
 
     def get(self, x, index):
-        """x[index] of a tensor on CUDA. The shape is that of the same on PyTorch's device `meta`."""
+        """x[index] of a tensor on CUDA. The shape is that of the same on the device `meta`."""
         self.set(x, index)
         with unset_fake_temporarily():
             found = shadow(x)[tree_map(shadow, index)]
@@ -188,7 +188,7 @@ def gpu(monkeypatch, capability=(9, 0)):
         patch.setattr(torch.optim.Optimizer, "zero_grad", give_gradients)
         patch.setattr(FakeTensor, "__deepcopy__", duplicate, raising=False)
         # what asks the CUDA runtime for its current device before it comes to a fake tensor
-        patch.setattr(FakeTensor, "copy_", lambda *tensors, **options: mode.copy(*tensors, **options), raising=False)
+        patch.setattr(FakeTensor, "copy_", lambda *both, **how: mode.copy(*both, **how), raising=False)
         patch.setattr(FakeTensor, "__getitem__", lambda x, index: mode.get(x, index), raising=False)
         patch.setattr(FakeTensor, "__setitem__", lambda x, index, value: mode.set(x, index, value), raising=False)
         patch.setattr(FakeTensor, "contiguous", lambda x, **options: x.clone(**options), raising=False)

@@ -25,8 +25,8 @@ from losses import METHODS
 from results import LABELS, gamma_u, name_of
 
 LIGHT_RED, LIGHT_BLUE = "#F7C9A8", "#B5DAF0"
-COLOURS = BLUE, RED, *_ = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B",
-                           "#000000", "#808000", "#6A3D9A", "#B22222", "#999999")
+COLOURS = BLUE, RED, *_ = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
+                           "#8C564B", "#000000", "#808000", "#6A3D9A", "#B22222", "#999999")
 
 
 def figure(rows, columns, width, height, **arguments):
@@ -183,12 +183,13 @@ def sweep(groups):
         raise ValueError(f"a sweep shows what methods differ by; all of these runs are {base}'s")
     gains = {name: {gamma: [] for gamma in gammas} for name in others}
     for (name, gamma, seed), run in found.items():
-        if name != base:
-            if (base, gamma, seed) not in found:
-                raise ValueError(f"{run.directory.name} has no {base} run of its γ_u and seed to be compared with")
-            pair = run, found[base, gamma, seed]
-            mine, other = (each.result["balanced_accuracy"] for each in pair)
-            gains[name][gamma].append(100 * (mine - other))
+        if name == base:
+            continue
+        if (base, gamma, seed) not in found:
+            raise ValueError(f"{run.directory.name} has no {base} run of its γ_u and seed to be compared with")
+        pair = run, found[base, gamma, seed]
+        mine, other = (each.result["balanced_accuracy"] for each in pair)
+        gains[name][gamma].append(100 * (mine - other))
     drawn, ((axes,),) = figure(1, 1, 7.5, 3.8)
     axes.axhline(0, color="k", lw=1, label=base)
     for i, (name, of_method) in enumerate(gains.items()):

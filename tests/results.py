@@ -205,18 +205,19 @@ def lines_of(run, log, command, changes, commit):
     config, result = run.config, run.result
     made = config.get("made_with") or {}
     name = run.directory.name
+    shift = config["shift"] if config["shift"] in SHIFTS else None
     head, medium, tail = evaluate.thirds(result)
     over = 0.0  # added one by one, since sum rounds otherwise from Python 3.12 on
     for share, accuracy, confidence in result["reliability"]:
         over += share * (confidence - accuracy)
     row = {"run": name, "dataset": config["dataset"], "method": config["method"],
-           "variant": config.get("variant"), "shift": config["shift"] if config["shift"] in SHIFTS else None,
-           "gamma_l": config["imb"], "gamma_u": gamma_u(config), "seed": config["seed"],
+           "variant": config.get("variant"), "shift": shift, "gamma_l": config["imb"],
+           "gamma_u": gamma_u(config), "seed": config["seed"],
            **{key: value for key, value in result.items() if key in FIGURES},
            "head": head, "medium": medium, "tail": tail, "overconfidence": over,
-           "changes": changes, "command": command, "commit": commit, "torch": made.get("torch"),
-           "threads": made.get("threads"), "machine": made.get("device"), "device": config["device"],
-           "precision": config["precision"]}
+           "changes": changes, "command": command, "commit": commit,
+           "torch": made.get("torch"), "threads": made.get("threads"), "machine": made.get("device"),
+           "device": config["device"], "precision": config["precision"]}
     classes = range(len(result["classes"]))
     return {
         "runs.csv": [row],
@@ -377,7 +378,8 @@ def bare(command):
 
 def published(dataset):
     """The paper's figures / those of our runs with the same command, a dash where there are none."""
-    rows = {(row["setting"], row["method"]): row for row in load("published.csv") if row["dataset"] == dataset}
+    rows = {(row["setting"], row["method"]): row
+            for row in load("published.csv") if row["dataset"] == dataset}
     commands = {}
     for row in load("runs.csv"):
         commands.setdefault(bare(row["command"]), []).append(row)
@@ -511,8 +513,9 @@ TABLES = {
         gamma: mean(SHAPES.format("{}", name), "balanced_accuracy") for gamma, name in SWEEP.items()}, range(3)),
     "swept": lambda: changes({f"ADELLO for {label}": (SWEPT.format("adello"), SWEPT.format(m))
                               for label, m in FOUR.items()}, range(3)),
-    "undone": lambda: changes({name: (runs, SHAPES.format("adello", *(shift for shift in SHIFTS if shift in runs)))
-                               for name, runs in UNDONE.items()}, PAIRED),
+    "undone": lambda: changes({
+        name: (runs, SHAPES.format("adello", *(shift for shift in SHIFTS if shift in runs)))
+        for name, runs in UNDONE.items()}, PAIRED),
     "as-shipped": lambda: changes(AS_SHIPPED, PAIRED),
     "noise": lambda: table("noise; seeds 100, 101", NOISES, {
         shift: mean(SHAPES.format("{}", shift), *SCORES) for shift in ("reversed", "consistent")}, (100, 101)),

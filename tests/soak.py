@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from conftest import ROOT, assert_same, coloured_classes, result_of, state_of  # where the modules are found from
+from conftest import ROOT, assert_same, coloured_classes, result_of, state_of  # adds ROOT to the path
 import train
 from losses import METHODS
 
@@ -88,9 +88,10 @@ def kills(draw, root, folder, whole):
     """One run, killed at random moments until it is through."""
     directory = root / "killed"
     command = [sys.executable, ROOT / "train.py", *RUN, folder, "--out", directory]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for count in itertools.count():
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True)
         while not (directory / ".lock").exists() and process.poll() is None:
             time.sleep(0.01)
         try:

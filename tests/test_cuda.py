@@ -30,7 +30,7 @@ def cheap_views(monkeypatch):
 
 def in_steps(gpu):
     """The waits of the steady state, of getting a batch and of a step, which go by these names."""
-    assert gpu.passed >= {"batch", "step"}, "nothing went to the GPU from `batch` or `step`: renamed?"
+    assert gpu.passed >= {"batch", "step"}, "nothing is sent from `batch` or `step`: renamed?"
     return {line: n for (functions, line), n in gpu.waits.items() if {"batch", "step"} & set(functions)}
 
 

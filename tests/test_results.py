@@ -24,13 +24,13 @@ def made_up_run(directory, variant=None, accuracy=0.6, ece=0.1, **settings):
     """A finished run's three files, two evaluations of three classes; settings as on the command line."""
     config, _ = train.parse(results.words({"method": "adello"} | settings), variant)
     distance = 0.5 * math.log(1.5) + 0.5 * math.log(0.75)  # KL((1/2, 1/4, 1/4) || uniform)
-    result = {"accuracy": accuracy, "ece": ece, "mce": ece, "nll": 1 / 3, "step": 1500, "seconds": 150.0,
-              "kl_q_qhat": distance, "kl_uniform_qhat": 0.0, "classes": ["ant", "bee", "cat"],
-              "per_class_accuracy": [accuracy + 0.25, None, accuracy - 0.25],
-              "q_hat": [1 / 3, 1 / 3, 1 / 3], "p_labeled": [0.2, 0.3, 0.5], "q_true": [0.5, 0.25, 0.25],
+    result = {"accuracy": accuracy, "ece": ece, "mce": ece, "nll": 1 / 3, "step": 1500,
+              "seconds": 150.0, "kl_q_qhat": distance, "kl_uniform_qhat": 0.0,
+              "classes": ["ant", "bee", "cat"], "q_hat": 3 * [1 / 3], "q_true": [0.5, 0.25, 0.25],
+              "p_labeled": [0.2, 0.3, 0.5], "per_class_accuracy": [accuracy + 0.25, None, accuracy - 0.25],
               "reliability": [[0.0, 0.0, 0.0], [0.25, 0.5 - ece, 0.5], [0.75, 0.9 - ece, 0.9]]}
-    made_with = {"torch": "2.11.0", "threads": 1}
-    conftest.made_up_run(directory, accuracy, result, **dataclasses.asdict(config), made_with=made_with)
+    settings = dataclasses.asdict(config) | {"made_with": {"torch": "2.11.0", "threads": 1}}
+    conftest.made_up_run(directory, accuracy, result, **settings)
     (directory / "log.csv").write_text(
         "step,seconds,alpha,kl_q_qhat,kl_uniform_qhat,balanced_accuracy,ece\n"
         f"750,75.0,0.7,1.9,0.0,{accuracy},{ece}\n1500,150.0,0.1,{distance},0.0,{accuracy},{ece}\n")
@@ -273,8 +273,8 @@ def test_a_number_stands_in_a_table_of_its_section_or_of_one_that_its_paragraph_
 
 def test_the_code_that_makes_a_run_is_all_that_its_scripts_import():
     """A method that moves to another file must not leave the list from which `+changes` is told."""
-    script = ("import sys; sys.path[:0] = ['.', 'tests']; import baselines; "
-              "print(*(getattr(module, '__file__', None) for module in sys.modules.values()), sep='\\n')")
+    script = ("import sys; sys.path[:0] = ['.', 'tests']; import baselines; modules = sys.modules.values(); "
+              "print(*(getattr(module, '__file__', None) for module in modules), sep='\\n')")
     loaded = subprocess.run([sys.executable, "-c", script], cwd=results.ROOT, capture_output=True, text=True,
                             check=True).stdout
     files = [*results.ROOT.glob("*.py"), *results.ROOT.glob("tests/**/*.py")]
@@ -322,9 +322,13 @@ def read(tmp_path):
 @pytest.fixture
 def groups(read):
     """Groups of two seeds of made-up runs, the last method of the paper's order first."""
+    def one(method, gamma, seed):
+        accuracy, ece = SCORES[method]
+        return read(f"shapes-{method}-imbu{gamma}-imb50-s{seed}", method=method, imb_u=gamma, seed=seed,
+                    accuracy=accuracy + seed / 10, ece=ece)
+
     def find(gammas=(10, 0.1), methods=tuple(SCORES)):
-        return [[read(f"shapes-{method}-imbu{gamma}-imb50-s{seed}", method=method, imb_u=gamma, seed=seed,
-                      accuracy=SCORES[method][0] + seed / 10, ece=SCORES[method][1]) for seed in (0, 1)]
+        return [[one(method, gamma, seed) for seed in (0, 1)]
                 for method in reversed(methods) for gamma in gammas]
     return find
 
@@ -377,7 +381,8 @@ def test_the_sweep_shows_differences_of_the_same_seed(groups):
 
 
 def test_two_settings_of_one_method_are_two_points_with_names_and_colours_of_their_own(read):
-    _, ours = pictures.calibration([[read(f"shapes-adello-d{d}-s0", d=d, accuracy=d / 10)] for d in (1, 3)]).axes
+    groups = [[read(f"shapes-adello-d{d}-s0", d=d, accuracy=0.5 + d / 10)] for d in (1, 3)]
+    _, ours = pictures.calibration(groups).axes
     assert {text.get_text() for text in ours.texts} == {"shapes-adello-d1", "shapes-adello-d3"}
     assert len({text.get_color() for text in ours.texts}) == 2
 

@@ -135,7 +135,8 @@ def process(cases, ports):
     destroy = distributed.dist.destroy_process_group
 
     def destroyed():
-        wrapped.append(any(isinstance(x, torch.nn.parallel.DistributedDataParallel) for x in gc.get_objects()))
+        wrapper = torch.nn.parallel.DistributedDataParallel
+        wrapped.append(any(isinstance(x, wrapper) for x in gc.get_objects()))
         destroy()
 
     def made(config):
@@ -153,7 +154,7 @@ def process(cases, ports):
         held = b"".join(part.detach().numpy().tobytes() for part in kept)
         found[name] = {"status": status, "held": zlib.crc32(held), "wrapped": wrapped,
                        "lines": said.getvalue().splitlines()}
-    Path(f"rank{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
+    Path(f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 
 def free_ports(count):
@@ -179,7 +180,7 @@ def processes(image_folder, tmp_path_factory):
              "interrupted": ["--out", "run"], "continued": ["--out", "run"], "finished": ["--out", "run"],
              "other": ["--out", "run", "--lr", "1"], "memory": ["--out", "memory"]}
     cases = {name: options + case for name, case in cases.items()}
-    script = (f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}; import test_scripts; "
+    script = (f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import test_scripts; "
               f"test_scripts.process({cases!r}, {free_ports(len(cases))!r})")
     with filelock.FileLock(place / "held/.lock"):
         started = [subprocess.Popen(
@@ -192,7 +193,7 @@ def processes(image_folder, tmp_path_factory):
             for each in started:
                 each.kill()
     assert [each.returncode for each in started] == [0, 0], said
-    of_ranks = [json.loads((place / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    of_ranks = [json.loads((place / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     found = {name: {key: [of_rank[name][key] for of_rank in of_ranks]
                     for key in ("status", "held", "wrapped", "lines")} for name in cases}
     return place, options, found
@@ -206,7 +207,8 @@ def test_what_one_process_refuses_or_cannot_do_ends_both_with_its_line(case, sta
     _, _, found = processes
     assert found[case]["status"] == statuses
     lines = [line for of_rank in found[case]["lines"] for line in of_rank]
-    errors = [line for line in lines if line.startswith("error: ") and "another process has" not in line]
+    errors = [line for line in lines
+              if line.startswith("error: ") and "another process has" not in line]
     assert len(errors) == 1 and reason in errors[0]
     assert not any("Traceback" in line for line in lines)
 
