@@ -116,9 +116,9 @@ def fixed(kind, config):
     return run
 
 
-def ending(kind, error, step, ranks):
+def ending(error, step, ranks):
     """A kind of run that ends with an error in a step, in processes of these ranks."""
-    class Ending(kind):
+    class Ending(distributed.Part):
         def forward(self, *views):
             if self.t == step and distributed.dist.get_rank() in ranks:
                 raise error("out of memory")
@@ -126,8 +126,16 @@ def ending(kind, error, step, ranks):
     return Ending
 
 
-KINDS = {"interrupted": ending(distributed.Part, KeyboardInterrupt, 5, (0, 1)),
-         "memory": ending(distributed.Part, RuntimeError, 3, (1,))}
+def alone(config):
+    """A run that cannot be made in process 1."""
+    if distributed.dist.get_rank() == 1:
+        raise ValueError("no room")
+    return distributed.Part(config)
+
+
+KINDS = {"alone": alone,
+         "interrupted": ending(KeyboardInterrupt, 5, (0, 1)),
+         "memory": ending(RuntimeError, 3, (1,))}
 
 
 def process(cases, ports):
@@ -176,7 +184,7 @@ def processes(image_folder, tmp_path_factory):
     options = ["--dataset", "folder", "--data-dir", str(image_folder), *SPLIT, *SMALL, "--precision", "fp32",
                "--device", "cpu", "--eval-every", "1", "--warmup-steps", "2", "--threshold", "0.4", "--steps", "8"]
     (place / "held").mkdir()
-    cases = {"held": ["--out", "held"], "uneven": ["--out", "uneven", "--batch-size", "3"],
+    cases = {"held": ["--out", "held"], "uneven": ["--out", "uneven", "--batch-size", "3"], "alone": ["--out", "alone"],
              "interrupted": ["--out", "run"], "continued": ["--out", "run"], "finished": ["--out", "run"],
              "other": ["--out", "run", "--lr", "1"], "memory": ["--out", "memory"]}
     cases = {name: options + case for name, case in cases.items()}
@@ -202,6 +210,7 @@ def processes(image_folder, tmp_path_factory):
 @pytest.mark.parametrize("case, statuses, reason", [
     ("held", [2, 2], "error: --out held is in use by another process"),
     ("uneven", [2, 2], "error: --batch-size 3 does not divide over 2 processes"), ("other", [2, 2], "--lr"),
+    ("alone", [2, 2], "error: process 1: no room"),
     ("memory", [1, 1], "error: process 1: step 3: out of memory")])
 def test_what_one_process_refuses_or_cannot_do_ends_both_with_its_line(case, statuses, reason, processes):
     _, _, found = processes
