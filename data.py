@@ -254,7 +254,7 @@ def square(path, size):
         if image.width * image.height > 2**26:  # decoding takes about a GB in each thread
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
         shallow = ("'1'", "L;2", "L;4") if "transparency" in image.info else ()  # kept unscaled
-        odd = any(bits in str(image.tile) for bits in (";12", ";16", *shallow))
+        odd = any(bits in str(image.tile) for bits in (";16", *shallow))
         if odd or image.mode[0] in "IF" or 2 in getattr(image, "tag_v2", {}).get(339, ()):  # signed
             raise ValueError("its pixels are not of 8 bits without a sign; save them so")
         ImageOps.exif_transpose(image, in_place=True)

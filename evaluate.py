@@ -7,7 +7,6 @@ ECE = sum_b n_b/N |acc_b - conf_b|, MCE = max_b |acc_b - conf_b| (Guo et al. 201
 """
 
 import argparse
-import csv
 import glob
 import json
 import re
@@ -87,17 +86,14 @@ class FinishedRun(NamedTuple):
     directory: Path
     config: dict
     result: dict
-    log: list       # of a dict of floats for each row of log.csv
 
 
 def read_run(directory):
     """A finished run from its files. Raises ValueError where there is none."""
     directory = Path(directory).resolve()  # so that `.` has a name
     try:
-        config, result, log = ((directory / name).read_text(encoding="utf-8")
-                               for name in ("config.json", "result.json", "log.csv"))
-        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(log.splitlines())]
-        run = FinishedRun(directory, json.loads(config), json.loads(result), rows)
+        run = FinishedRun(directory, *(json.loads((directory / name).read_text(encoding="utf-8"))
+                                       for name in ("config.json", "result.json")))
         tables(group([run]))  # what they lack shows here
     except Exception as error:  # whatever a foreign file makes
         raise ValueError(f"{directory} is no finished run ({error}); the command that made it "
@@ -107,8 +103,7 @@ def read_run(directory):
 
 def unlike(run, other):
     """Names of the settings in which two runs differ; "data": they have other test images."""
-    one, two = ({**held.config, "data": (held.config.get("data") or {}).get("test")}
-                for held in (run, other))
+    one, two = ({**held.config, "data": held.config["data"]["test"]} for held in (run, other))
     return [name for name in one | two
             if one.get(name) != two.get(name) and name not in FREE]
 

@@ -227,12 +227,12 @@ def train(run, directory):
             continue
         if not all(map(torch.isfinite, run.totals.values())):
             raise FloatingPointError("the loss is not finite; try a lower --lr")
-        status = [f"step {run.t}/{config.steps}"]
         if evaluating:
             result = record(run)
-            status += [f"{k} {result[k]:.3f}" for k in ("loss_s", "balanced_accuracy", "ece")]
         if directory:
             save(run, directory, result if run.t == config.steps else None)
+            shown = ("loss_s", "balanced_accuracy", "ece") if evaluating else ()
+            status = [f"step {run.t}/{config.steps}", *(f"{k} {result[k]:.3f}" for k in shown)]
             if now > last[0]:
                 rate = (run.t - last[1]) / (now - last[0])
                 left = datetime.timedelta(seconds=int((config.steps - run.t) / rate))

@@ -214,7 +214,7 @@ def made_up_run(directory, accuracy=0.5, result=(), **settings):
     """The three files of a run of four classes, with known numbers."""
     directory.mkdir(parents=True)
     config = dict(dataset="shapes", method="adello", shift="reversed", imb=50.0, steps=100, seed=0, lr=0.1,
-                  out=str(directory), device="cpu") | settings
+                  out=str(directory), device="cpu", data={"test": 0}) | settings
     result = dict(balanced_accuracy=accuracy, ece=0.1, mce=0.2, kl_q_qhat=0.03, classes=list("abcd"),
                   per_class_accuracy=[0.9, 0.6, 0.4, 0.1], p_labeled=[0.4, 0.3, 0.2, 0.1]) | dict(result)
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -6,7 +6,7 @@
     python tests/pictures.py calibration picture.png RUN [RUN ...]   # error against ECE, beside the paper's plot
 
 A RUN is a directory, or a name in runs.csv in which * stands for anything: 'shapes-adello-*-imb50-s0'. Runs that differ
-in the seed alone are one panel or one point. A drawing takes these groups, lists of evaluate.FinishedRun.
+in the seed alone are one panel or one point. A drawing takes these groups, lists of results.Logged.
 """
 
 import glob
@@ -250,7 +250,7 @@ def find(names):
     found = {}
     for name in names:
         places = [name] if Path(name).is_dir() else sorted(glob.glob(name))  # some shells expand no pattern
-        runs = [evaluate.read_run(place) for place in places] or results.finished(name)
+        runs = [results.logged(place) for place in places] or results.finished(name)
         if not runs:
             raise ValueError(f"{name} is neither a directory nor the name of a run in {results.RESULTS / 'runs.csv'}")
         found |= {run.directory: run for run in runs}

@@ -26,6 +26,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -99,8 +100,26 @@ def rows_of(name, pattern, seeds=None):
     return [row for row in load(name) if fits.match(row["run"])]
 
 
+class Logged(NamedTuple):
+    """An evaluate.FinishedRun and its log, a dict of floats for each row."""
+    directory: Path
+    config: dict
+    result: dict
+    log: list
+
+
+def logged(directory):
+    """A finished run from its files. Raises ValueError where there is none."""
+    run = evaluate.read_run(directory)
+    try:
+        with open(run.directory / "log.csv", encoding="utf-8", newline="") as file:
+            return Logged(*run, [{key: float(cell) for key, cell in row.items()} for row in csv.DictReader(file)])
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{directory} has no whole log.csv ({error})") from None
+
+
 def finished(pattern, seeds=None):
-    """Collected runs as evaluate.read_run gives them, chosen as `rows_of` does."""
+    """Collected runs as `logged` gives them, chosen as `rows_of` does."""
     parts = {}
     for name in FILES:
         for row in rows_of(name, pattern, seeds):
@@ -110,13 +129,14 @@ def finished(pattern, seeds=None):
     for run, part in parts.items():
         (row,), (settings,), log, classes, bins = (part[name] for name in FILES)
         config = {key: value_of(cell) for key, cell in settings.items()}
+        config["data"] = config["data"] or {"test": None}  # of the first records
         result = {key: value_of(cell) for key, cell in row.items() if key in FIGURES}
         for key in VECTORS:
             values = [value_of(line[key]) for line in classes]
             result[key] = None if values == [None] * len(values) else values
         result["reliability"] = [[float(line[key]) for key in BINS] for line in bins]
         log = [{key: float(cell) for key, cell in line.items() if cell} for line in log]  # "": another method's column
-        found.append(evaluate.FinishedRun(Path(run), config, result, log))
+        found.append(Logged(Path(run), config, result, log))
     return found
 
 

@@ -12,6 +12,7 @@ import baselines
 import data
 import evaluate
 import models
+import results
 import train
 from conftest import assert_same, contents, saved, sealed, small_run, stopping_after
 from methods import abc, cossl, crest, darp, debiaspl, fixmatch, posthoc
@@ -344,7 +345,7 @@ def test_a_stopped_run_goes_on_to_the_bit(name, options, tmp_path):
 
 def test_a_run_has_a_directory_of_its_name_and_the_table_reads_it(options, capsys):
     assert baselines.main(["darp", *options]) == 0
-    run = evaluate.read_run("runs/folder-darp-consistent-imb4-s0")
+    run = results.logged("runs/folder-darp-consistent-imb4-s0")
     assert (run.config["variant"], run.config["method"]) == ("darp", "fixmatch")
     assert [row["step"] for row in run.log] == [3, 6]
     assert "| folder-darp-consistent-imb4 | 1 |" in capsys.readouterr().out
@@ -369,7 +370,7 @@ def test_la_divides_the_likelihood_by_the_labeled_prior(finished):
     posterior = logits_of(network_of(finished), sets).softmax(1)
     likelihood = posterior / torch.tensor([20, 10, 5])  # of the labeled classes, N1 20 and gamma 4
     expected = [(likelihood[sets.test_labels == k].argmax(1) == k).double().mean().item() for k in range(3)]
-    run = evaluate.read_run("runs/fixmatch+la-s0")
+    run = results.logged("runs/fixmatch+la-s0")
     assert run.result["per_class_accuracy"] == expected
     assert run.log[-1]["balanced_accuracy"] == pytest.approx(sum(expected) / 3)
 

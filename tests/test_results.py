@@ -12,7 +12,6 @@ import sys
 import pytest
 
 import conftest
-import evaluate
 import pictures
 import results
 import train
@@ -124,7 +123,7 @@ def test_a_collected_run_is_what_its_directory_holds(own, tmp_path):
                    made_up_run(tmp_path / "runs/shapes-adello-imbu0.1-imb50-s1", imb_u=0.1, seed=1)]
     results.collect(directories)
     for directory in directories:
-        (collected,), read = results.finished(directory.name), evaluate.read_run(directory)
+        (collected,), read = results.finished(directory.name), results.logged(directory)
         assert collected._replace(directory=read.directory) == read
     first, second = results.load("runs.csv")
     assert first["command"].startswith("python train.py --imb-u 0.1 --seed 1 --precision ")
@@ -316,7 +315,7 @@ def test_a_run_with_a_published_command_stands_beside_the_published_figure(colle
 def read(tmp_path):
     """Makes a run of a name and reads it."""
     pytest.importorskip("matplotlib")
-    return lambda name, **settings: evaluate.read_run(made_up_run(tmp_path / name, **settings))
+    return lambda name, **settings: results.logged(made_up_run(tmp_path / name, **settings))
 
 
 @pytest.fixture
@@ -424,3 +423,11 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch, capsys):
     run = made_up_run(tmp_path / "shapes-adello-reversed-imb50-s0")
     assert pictures.main(["fig3", str(tmp_path / "x.png"), str(run)]) == 2
     assert capsys.readouterr().err == "error: pictures need matplotlib: pip install matplotlib\n"
+
+
+@pytest.mark.parametrize("content", [None, "step,alpha\n50,0.8\n10"])
+def test_a_run_without_a_whole_log_is_refused_by_name(tmp_path, content):
+    path = made_up_run(tmp_path / "run") / "log.csv"
+    path.write_text(content) if content else path.unlink()
+    with pytest.raises(ValueError, match="run has no whole log.csv"):
+        results.logged(tmp_path / "run")

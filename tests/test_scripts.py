@@ -22,6 +22,7 @@ import baselines
 import data
 import distributed
 import evaluate
+import results
 import train
 from conftest import ROOT, SMALL, SPLIT, parse, rows
 
@@ -86,7 +87,7 @@ def test_noise_changes_the_images_and_not_the_split():
 
 def test_a_variant_has_a_directory_of_its_own_and_its_method(options):
     assert ablations.main(["unlabeled-alone", *options, "--method", "fixmatch", "--warmup-steps", "0"]) == 0
-    run = evaluate.read_run("runs/folder-unlabeled-alone-fixmatch-consistent-imb4-s0")
+    run = results.logged("runs/folder-unlabeled-alone-fixmatch-consistent-imb4-s0")
     assert run.config["variant"] == "unlabeled-alone-fixmatch" and run.config["method"] == "fixmatch"
     assert run.log[-1]["loss_uc"] == 0
 
