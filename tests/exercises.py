@@ -128,7 +128,7 @@ def empty(source, place):
 
 
 def blank(names, directory):
-    """Write a copy of the project in which these exercises are open. ValueError where something is."""
+    """Write a copy of the project with these exercises open. ValueError where something is."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} exists and is not empty; name another --out")
     (directory / "tests").mkdir(parents=True, exist_ok=True)

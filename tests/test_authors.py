@@ -1,8 +1,9 @@
-"""The authors' own training loop, number by number, for five methods, in float64; and authors.py, which runs it.
+"""Twelve steps of the authors' own training loop, for five methods, in float64; and authors.py.
 
-authors_trajectory.json says how its numbers were made from the authors' public code, and gives start, labels and views
-as formulas, which authors.py writes out. Here the project's set-up, step and loop start there and see the same views.
-Where ADELLO_AUTHORS names a checkout of the authors' code, that runs, too.
+authors_trajectory.json says how its numbers were made from the authors' public code, and gives
+start, labels and views as formulas, which authors.py writes out. Here the project's set-up, step
+and loop start there and see the same views. Where ADELLO_AUTHORS names a checkout of the authors'
+code, that runs, too.
 """
 
 import inspect
@@ -21,7 +22,7 @@ import train
 
 METHODS = list(authors.AUTHORS["methods"])
 CHECKOUT = os.environ.get("ADELLO_AUTHORS")
-needs_checkout = pytest.mark.skipif(not CHECKOUT, reason="ADELLO_AUTHORS names no checkout of the authors' code")
+needs_checkout = pytest.mark.skipif(not CHECKOUT, reason="ADELLO_AUTHORS names no checkout")
 
 
 def follow(method):
@@ -29,7 +30,7 @@ def follow(method):
         return authors.ours(authors.Case(method))
 
 
-# ----------------------------------------------------------------------------------- the file's numbers
+# ------------------------------------------------------------------------------ the file's numbers
 
 def test_the_formulas_number_the_parameters_as_the_file_does():
     found = {name: list(p.shape) for name, p in authors.start(authors.Case("adello")).named_parameters()}
@@ -50,17 +51,22 @@ def test_the_loop_evaluates_the_network_that_the_authors_evaluate():
     assert result["nll"] == pytest.approx(F.cross_entropy(logits, torch.arange(4)).item(), abs=1e-6)
 
 
-MUTANTS = {  # name: (where a function stands, its name there, what is in its text, what replaces it)
-    "Qhat after the update": (train.Run, "step", "self.estimator.q_hat.clone()", "self.estimator.q_hat"),
-    "T a step early": (train.Run, "step", "with_ccr and self.t == config.warmup_steps",
-                       "self.t == config.warmup_steps - 1"),
+MUTANTS = {  # name: (where a function stands, its name there, a part of its text, what replaces it)
+    "Qhat after the update": (
+        train.Run, "step", "self.estimator.q_hat.clone()", "self.estimator.q_hat"),
+    "T a step early": (
+        train.Run, "step", "with_ccr and self.t == config.warmup_steps",
+        "self.t == config.warmup_steps - 1"),
     "no 1 - M": (train, "complementary_loss", "losses * (1 - mask)", "losses"),
-    "eps 1e-8": (losses, "adjust", "(source + EPS) / (target + EPS)", "(source + 1e-8) / (target + 1e-8)"),
-    "mean over unmasked samples": (train, "consistency_loss", "(losses * mask).mean()",
-                                   "(losses * mask).sum() / mask.sum().clamp(min=1)"),
-    "EMA averages buffers": (models.EMA, "update", "torch._foreach_copy_([*self.model.buffers()], [*model.buffers()])",
-                             "[old.copy_(self.decay * old + (1 - self.decay) * new)"
-                             " for old, new in zip(self.model.buffers(), model.buffers())]"),
+    "eps 1e-8": (losses, "adjust", "(source + EPS) / (target + EPS)",
+                 "(source + 1e-8) / (target + 1e-8)"),
+    "mean over unmasked samples": (
+        train, "consistency_loss", "(losses * mask).mean()",
+        "(losses * mask).sum() / mask.sum().clamp(min=1)"),
+    "EMA averages buffers": (
+        models.EMA, "update", "torch._foreach_copy_([*self.model.buffers()], [*model.buffers()])",
+        "[old.copy_(self.decay * old + (1 - self.decay) * new)"
+        " for old, new in zip(self.model.buffers(), model.buffers())]"),
 }
 
 
@@ -77,7 +83,7 @@ def test_the_comparison_catches(mutant, monkeypatch):
     assert authors.distance(authors.recorded("adello"), ours) > 1e-10
 
 
-# ------------------------------------------------------------------------------------ with a checkout
+# -------------------------------------------------------------------------------- with a checkout
 
 @pytest.fixture(scope="module")
 def module():

@@ -1,9 +1,9 @@
-"""The tests of the exercises, tested: each wrong version of a function must fail its own exercise's test, and right
-ones that are written otherwise must pass.
+"""The tests of the exercises, tested: each wrong version of a function must fail its own exercise's
+test, and right ones that are written otherwise must pass.
 
-A version is a body below the module's own signature, or pairs (old, new, ...), edits of the first right version or of
-its signature. The last entry of a wrong version stands in the message that the student gets. What several exercises
-ask in the same words is tried in one of them.
+A version is a body below the module's own signature, or pairs (old, new, ...), edits of the first
+right version or of its signature. The last entry of a wrong version stands in the message that the
+student gets. What several exercises ask in the same words is tried in one of them.
 """
 
 import ast
@@ -16,6 +16,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,13 +46,7 @@ WRONG["alpha_schedule"] = [
 RIGHT["smooth"] = [
     "p = q ** alpha\nreturn p / p.sum()",
     "return q ** 0 / len(q) if alpha == 0 else (alpha * q.log()).softmax(0)",
-    """
-p = torch.empty_like(q)
-total = 0
-for k in range(len(q)):
-    p[k] = q[k] ** alpha
-    total = total + p[k]
-return p / total""",
+    ("q ** alpha", "torch.empty_like(q)\nfor k in range(len(q)):\n    p[k] = q[k] ** alpha"),
     "powers = [x ** alpha for x in q]\nreturn torch.stack([x / sum(powers) for x in powers])",
     "p = q.cpu().numpy() ** float(alpha)\nreturn torch.from_numpy(p / p.sum()).to(q)",
 ]
@@ -65,20 +60,16 @@ WRONG["smooth"] = [
     ("q ** alpha", "q.double() ** alpha", "float32 in"),
     ("q ** alpha", "torch.zeros(len(q), dtype=q.dtype) + q ** alpha", "device"),
     ("p / p.sum()", "torch.tensor((p / p.sum()).tolist(), dtype=q.dtype)", "GPU"),
+    ("p / p.sum()", "torch.from_numpy((p / p.sum()).cpu().numpy())", "GPU"),
     ("p / p.sum()", "(p / p.sum()).tolist()", "a tensor of K numbers"),
 ]
 
 RIGHT["imbalance_temperature"] = [
     "u = torch.full_like(q_hat, 1 / len(q_hat))\nreturn (u * (u / q_hat).log()).sum().exp()",
     "return (-q_hat.log().mean()).exp() / len(q_hat)",
-    """
-total = 0.0
-for q in q_hat.tolist():
-    total += math.log(1 / len(q_hat) / q) / len(q_hat)
-return torch.tensor(math.exp(total), dtype=q_hat.dtype, device=q_hat.device)""",
-    """
-import numpy as np
-return torch.tensor(np.exp(-np.log(q_hat.numpy() * len(q_hat)).mean()), dtype=q_hat.dtype)""",
+    "total = sum(math.log(1 / len(q_hat) / q) / len(q_hat) for q in q_hat.tolist())\n"
+    "return torch.tensor(math.exp(total), dtype=q_hat.dtype, device=q_hat.device)",
+    "return torch.tensor(np.exp(-np.log(q_hat.numpy() * len(q_hat)).mean()), dtype=q_hat.dtype)",
 ]
 WRONG["imbalance_temperature"] = [
     ("u * (u / q_hat)", "q_hat * (q_hat / u)", "direction"),
@@ -96,18 +87,16 @@ RIGHT["adjust"] = [
 if source is None:
     return logits
 return logits + ((source + 1e-9) / (target + 1e-9)).log()""",
-    ("((source + 1e-9) / (target + 1e-9)).log()", "torch.log(source + 1e-9) - torch.log(target + 1e-9)"),
+    ("((source + 1e-9) / (target + 1e-9)).log()",
+     "torch.log(source + 1e-9) - torch.log(target + 1e-9)"),
     """
 if source is None:
     return logits
 priors = zip(source.tolist(), target.tolist())
 columns = [logits[:, k] + math.log((s + 1e-9) / (t + 1e-9)) for k, (s, t) in enumerate(priors)]
 return torch.stack(columns, dim=1)""",
-    """
-out = logits.clone()
-if source is not None and target is not None:
-    out += ((source + EPS) / (target + EPS)).log()
-return out""",
+    ("return logits +", "out = logits.clone()\nout +=", ".log()", ".log()\nreturn out",
+     "1e-9", "EPS"),
 ]
 WRONG["adjust"] = [
     ("logits + ", "logits - ", "check the sign"),
@@ -129,19 +118,15 @@ p = {LABEL}
 q = F.log_softmax(adjust(logits_strong, q_hat, q_alpha) / temperature, dim=1)
 return ((1 - mask) * -(p * q).sum(dim=1)).mean()""",
     ("q =", "p = probs_weak.detach() ** (1 / temperature)\np = p / p.sum(1, keepdim=True)\nq ="),
-    f"""
-adjusted = adjust(logits_strong, q_hat, q_alpha)
-losses = F.cross_entropy(adjusted / temperature, {LABEL}, reduction="none")
-return (losses * (1 - mask)).mean()""",
-    """
-total = 0 * logits_strong.sum()
-adjusted = adjust(logits_strong, q_hat, q_alpha)
+    ("F.log_softmax(adjust(logits_strong, q_hat, q_alpha) / temperature, dim=1)",
+     "adjust(logits_strong, q_hat, q_alpha) / temperature",
+     "-(p * q).sum(dim=1)", "F.cross_entropy(q, p, reduction='none')"),
+    ("return ((1 - mask) * -(p * q).sum(dim=1)).mean()", """
+total = 0 * q.sum()
 for i in range(len(mask)):
     if mask[i] == 0:
-        p = probs_weak[i].detach() ** (1 / temperature)
-        p = p / p.sum()
-        total = total - (p * (adjusted[i] / temperature).log_softmax(0)).sum()
-return total / len(mask)""",
+        total = total - (p[i] * q[i]).sum()
+return total / len(mask)"""),
     (".log()", ".add(1e-12).log()"),
 ]
 WRONG["complementary_loss"] = [
@@ -183,8 +168,8 @@ return torch.stack(views) if views else images.clone()""",
     ("zip(padded, draws)", "zip(padded, draws[:, [1, 0, 2]])"),
     ("< 0.5", ">= 0.5"),
     ("y = ", "y = 2 * pad - "),
-    ("padded =", "images = torch.where(draws[:, 2].view(-1, 1, 1, 1) < 0.5, images.flip(3), images)\n"
-     "padded =", "draw[2] < 0.5", "False"),
+    ("size =", "flip = draws[:, 2].view(-1, 1, 1, 1) < 0.5\n"
+     "images = torch.where(flip, images.flip(3), images)\nsize =", "draw[2] < 0.5", "False"),
 ]
 WRONG["weak"] = [
     ("size // 8", "size // 4", "pad"),
@@ -221,23 +206,25 @@ for b in range(num_bins):
         columns = mine.double(), right[mine], confidence[mine]
         table[b] = torch.stack([column.mean() for column in columns])
 return table""",
-    """
-if len(labels) != len(probs) or not len(labels) or not probs.isfinite().all():
-    raise ValueError
-if not all(0 <= label < probs.shape[1] for label in labels):
-    raise ValueError
-rows = [[0.0, 0.0, 0.0] for _ in range(num_bins)]
+    ("""
+for b in range(num_bins):
+    mine = (confidence > b / num_bins) & (confidence <= (b + 1) / num_bins)
+    mine |= (b == 0) & (confidence == 0)
+    if mine.any():
+        columns = mine.double(), right[mine], confidence[mine]
+        table[b] = torch.stack([column.mean() for column in columns])
+return table""", """
 for p, label in zip(probs.tolist(), labels.tolist()):
-    row = rows[max(0, math.ceil(max(p) * num_bins) - 1)]
-    row[0] += 1
-    row[1] += p.index(max(p)) == label
-    row[2] += max(p)
-rows = [[n / len(labels), a / max(n, 1), c / max(n, 1)] for n, a, c in rows]
-return torch.tensor(rows, dtype=probs.dtype)""",
+    row = table[max(0, math.ceil(max(p) * num_bins) - 1)]
+    row += torch.tensor([1, p.index(max(p)) == label, max(p)], dtype=torch.float64)
+table[:, 1:] /= table[:, :1].clamp(min=1)
+table[:, 0] /= len(labels)
+return table"""),
 ]
 WRONG["reliability"] = [
     ("right[mine], confidence[mine]", "confidence[mine], right[mine]", "the columns are share"),
-    ("confidence[mine]\n", "confidence[mine].median() + 0 * confidence[mine]\n", "means over the samples"),
+    ("confidence[mine]\n", "confidence[mine].median() + 0 * confidence[mine]\n",
+     "means over the samples"),
     ("if mine.any():", "if True:", "not NaN"),
     ("(b == 0) & (confidence == 0)", "False", "confidence of 0"),
     ("confidence > b", "confidence >= b", "confidence <=", "confidence <",
@@ -309,9 +296,10 @@ WRONG["estimator_update"] = [
      "stays as it is"),
     ("self.q_hat.mul_", "before = self.q_hat.clone()\nself.q_hat.mul_",
      "imbalance_temperature(self.q_hat)", "imbalance_temperature(before)", "after its update"),
-    ("self.q_hat.mul_", "if hasattr(self, 'done'):\n    return\nif first_ccr_step:\n    self.done = True\n"
-     "self.q_hat.mul_", "Qhat moves at every step"),
-    ("@torch.no_grad()\n", "", "self.q_hat.mul_(", "self.q_hat = self.q_hat.mul(", "no gradient flows"),
+    ("self.q_hat.mul_", "if self.temperature != 1:\n    return\nself.q_hat.mul_",
+     "Qhat moves at every step"),
+    ("@torch.no_grad()\n", "", "self.q_hat.mul_(", "self.q_hat = self.q_hat.mul(",
+     "no gradient flows"),
     ("if first", "q = self.q_hat\ndel self.q_hat\nself.__dict__['q_hat'] = q\nif first", "buffers"),
     ("if first", "self.q_hat.clamp_(min=1e-6)\nif first", "nothing is clamped"),
     ("(self.q_hat))", "(self.q_hat).clamp(max=2))", "no bound"),
@@ -341,8 +329,8 @@ RIGHT["at_target"] = [
 WRONG["at_target"] = [
     ("logits - ", "logits + ", "the sign"),
     ("p = logits.softmax(1) * target / source\nreturn p / p.sum(1, keepdim=True)", "logits go in"),
-    ("return", "if len(logits) == len(source):\n    return (logits.T - (source / target).log()).T\nreturn",
-     "class k"),
+    ("return logits", "square = len(logits) == len(source)\n"
+     "return (logits.T - (source / target).log()).T if square else logits", "class k"),
     ("(source / target)", "(source / target).clamp(0.01, 100)", "far apart"),
     ("return logits - ", "logits -= ", ".log()", ".log()\nreturn logits", "in-place"),
     ("logits - ", "logits[0] - ", "(N, K) in"),
@@ -351,15 +339,15 @@ WRONG["at_target"] = [
 RIGHT["temperature_of_counts"] = [
     "geometric = math.exp(sum(math.log(n) for n in counts) / len(counts))\n"
     "return sum(counts) / len(counts) / geometric",
-    "n = torch.tensor(counts, dtype=torch.float64)\nreturn (n.mean() / n.log().mean().exp()).item()",
+    "n = torch.tensor(counts).double()\nreturn (n.mean() / n.log().mean().exp()).item()",
 ]
 WRONG["temperature_of_counts"] = [
-    ("return sum(counts) / len(counts) / math.prod(map(float, counts)) ** (1 / len(counts))", "without it"),
-    ("return sum(counts) / len(counts) ** 2 * sum(1 / n for n in counts)", "one of the means is 10/3"),
+    ("/ geometric", "/ math.prod(map(float, counts)) ** (1 / len(counts))", "without it"),
+    ("/ geometric", "/ len(counts) * sum(1 / n for n in counts)", "one of the means is 10/3"),
     ("return sum(counts) / len(counts)", "equal means"),
     ("geometric =", "counts.sort()\ngeometric =", "caller's list"),
     ("return sum(counts) / len(counts) / geometric",
-     "K, total = len(counts), sum(counts)\ncounts.clear()\nreturn total / K / geometric", "caller's list"),
+     "mean = sum(counts) / len(counts)\ncounts.clear()\nreturn mean / geometric", "caller's list"),
 ]
 
 RIGHT["gradient_limit"] = [
@@ -425,7 +413,7 @@ def version(name, *change):
             assert old in head or old in body, f"{name}: no {old!r} to edit"
             head = head.replace(old, new)
             body = body.replace(old, new)
-    space = {"torch": torch, "math": math, "F": torch.nn.functional}
+    space = {"torch": torch, "math": math, "np": np, "F": torch.nn.functional}
     if module != "answers":
         space |= vars(importlib.import_module(module))
     exec(head + "\n" + textwrap.indent(body, "    "), space)
@@ -466,14 +454,15 @@ def test_a_name_selects_the_properties_of_its_own_exercise_alone():
 
 def test_the_readme_says_where_each_exercise_is_written():
     readme = (exercises.ROOT / "README.md").read_text(encoding="utf-8")
-    found = {name: module for module, cell in re.findall(r"^\| `(\w+)\.py` \| (`\w+`: .*) \|$", readme, re.MULTILINE)
-             for name in re.findall(r"`(\w+)`: ", cell)}
+    rows = re.findall(r"^\| `(\w+)\.py` \| (`\w+`: .*) \|$", readme, re.MULTILINE)
+    found = {name: module for module, cell in rows for name in re.findall(r"`(\w+)`: ", cell)}
     assert found == {name: place.partition(".")[0] for name, place in exercises.PLACES.items()}
 
 
 def test_the_sentences_of_the_tests_hold_no_formula():
-    """No assignment, power, exponential or logarithm of something, no equation that computes something."""
-    formula = re.compile(r"<-|[^\d]\^|\b(exp|log) ?[(A-Z]| = .*(\b(sum|mean|max)_|\d [-+/*]|[-+/*] \d)", re.DOTALL)
+    """No assignment, power, exponential or logarithm, no equation that computes something."""
+    formula = re.compile(
+        r"<-|[^\d]\^|\b(exp|log) ?[(A-Z]| = .*(\b(sum|mean|max)_|\d [-+/*]|[-+/*] \d)")
     for rows in test_exercises.PROPERTIES.values():
         for sentence, _ in rows:
             assert not formula.search(sentence), sentence
@@ -504,7 +493,7 @@ def graded(capfd, *arguments):
 
 
 def test_a_copy_has_open_exercises_and_no_solutions(tmp_path, capsys):
-    """The bodies of its open functions are gone; nothing else differs, nothing needless is copied."""
+    """The bodies of its open functions are gone; nothing else differs or is copied."""
     copy = tmp_path / "copy"
     assert exercises.main(["blank", "smooth", "adjust", "--out", str(copy)]) == 0
     assert {path.relative_to(copy).as_posix() for path in copy.rglob("*.*")} == {*exercises.COPIED}
@@ -514,7 +503,8 @@ def test_a_copy_has_open_exercises_and_no_solutions(tmp_path, capsys):
     new = {"priors.py": ['    raise NotImplementedError("priors.smooth is yours to write")'],
            "losses.py": ['    raise NotImplementedError("losses.adjust is yours to write")']}
     for file in exercises.COPIED:
-        own, copied = ((root / file).read_text(encoding="utf-8").splitlines() for root in (exercises.ROOT, copy))
+        own, copied = ((root / file).read_text(encoding="utf-8").splitlines()
+                       for root in (exercises.ROOT, copy))
         assert [line for line in own if line not in copied] == gone.get(file, [])
         assert [line for line in copied if line not in own] == new.get(file, [])
     assert exercises.main(["blank", "all", "--out", str(copy)]) == 2  # it is not empty any more
@@ -527,8 +517,9 @@ def test_no_file_that_is_copied_gives_an_answer_away(tmp_path):
     for path in tmp_path.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         for answer in ("math.log(m", "log(0.5)", "log(2)", "lerp", "1 - self.decay", "1 - decay",
-                       "1.0 - self.momentum", "imbalance_temperature(self", "log(source", "log_softmax(adj",
-                       ".detach().log()", "arithmetic mean", "geometric mean", "d.mean()"):
+                       "1.0 - self.momentum", "imbalance_temperature(self", "log(source",
+                       "log_softmax(adj", ".detach().log()", "arithmetic mean", "geometric mean",
+                       "d.mean()"):
             assert answer not in text, f"{path.name}: {answer}"
 
 
@@ -568,7 +559,8 @@ TRICKS = {  # exercise: (a body, what the grade says); none may pass, or stop th
 
 def test_no_trick_passes_or_stops_the_grading(tmp_path, capfd):
     exercises.blank([*TRICKS, "ema_update"], tmp_path)
-    solve(tmp_path, {name: body for name, (body, _) in TRICKS.items()} | {"ema_update": RIGHT["ema_update"][0]})
+    solve(tmp_path, {name: body for name, (body, _) in TRICKS.items()})
+    solve(tmp_path, {"ema_update": RIGHT["ema_update"][0]})
     found = graded(capfd, tmp_path, "alpha_schedule", "--timeout", 2)[0]
     found |= graded(capfd, tmp_path, *[name for name in TRICKS if name != "alpha_schedule"], "ema_update")[0]
     assert found.pop("ema_update") == "passed"
