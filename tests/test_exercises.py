@@ -73,7 +73,7 @@ def on_cpu(tensor):
 
 
 class AnotherDevice(TorchFunctionMode):
-    """Inside it tensors are a GPU's, except those made without a device: they mix with no others."""
+    """Inside it tensors are a GPU's, but those made without a device: they mix with no others."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -547,6 +547,7 @@ TRICKS = {  # exercise: (a body, what the grade says); none may pass, or stop th
     "smooth": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     "adjust": ("import os\nos._exit(0)", "Python stopped before"),
     "weak": ("import pytest\npytest.skip('no')", "Skipped: no"),
+    "reliability": ("return (", "SyntaxError"),
     "half_life": ("import test_exercises\ntest_exercises.close = lambda *a: True\nreturn momentum * 10",
                   "changes the tests"),
     "at_target": ("import sys\nsys.modules['test_exercises'].PROPERTIES.clear()\nreturn logits", "is the posterior"),
@@ -566,12 +567,6 @@ def test_no_trick_passes_or_stops_the_grading(tmp_path, capfd):
     assert found.pop("ema_update") == "passed"
     for name, (_, says) in TRICKS.items():
         assert found[name].startswith("failed: ") and says in found[name], f"{name}: {found[name]}"
-
-
-def test_a_module_that_python_cannot_read_is_a_failure_with_the_reason(tmp_path, capfd):
-    exercises.blank(["smooth"], tmp_path)
-    solve(tmp_path, {"smooth": "return ("})
-    assert "SyntaxError" in graded(capfd, tmp_path, "smooth")[0]["smooth"]
 
 
 def test_the_summary_of_a_failure_holds_the_whole_sentence(tmp_path):
