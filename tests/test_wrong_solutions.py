@@ -49,6 +49,7 @@ RIGHT["smooth"] = [
     ("q ** alpha", "torch.empty_like(q)\nfor k in range(len(q)):\n    p[k] = q[k] ** alpha"),
     "powers = [x ** alpha for x in q]\nreturn torch.stack([x / sum(powers) for x in powers])",
     "p = q.cpu().numpy() ** float(alpha)\nreturn torch.from_numpy(p / p.sum()).to(q)",
+    ("p / p.sum()", "(p / p.sum())[torch.arange(len(q))]"),  # an index may lie on the CPU
     "p = q.numpy() ** alpha\nreturn torch.from_numpy(p / p.sum())",  # numpy refuses a GPU's itself
 ]
 WRONG["smooth"] = [
