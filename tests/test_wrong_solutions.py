@@ -185,10 +185,12 @@ WRONG["weak"] = [
     ("draw[1]", "draw[0]", "independently"),
     ("< 0.5", "< 0.25", "half of the draws"),
     ("flip(2)", "flip(0)", "channels together"),
+    ("flip(2)", "flip((1, 2))", "it is not turned"),
     ("views = []", "views = []\ndraws = torch.rand(len(images), 3)", "all chance comes from"),
     ("torch.stack(views)", "torch.stack(views).float()", "uint8"),
     ("torch.stack(views)", "torch.stack(views).flip(0)", "view i is image i"),
     ("draw[1]", "(1 - draw[1])", "one beyond"),
+    ("draw[1] * (2 * pad + 1)", "(draw[1] + 1e-6) * (2 * pad + 1) % (2 * pad + 1)", "one beyond"),
     (" if views else images.clone()", "", "may be empty"),
 ]
 
