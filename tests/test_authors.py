@@ -51,6 +51,10 @@ def test_the_loop_evaluates_the_network_that_the_authors_evaluate():
     assert result["nll"] == pytest.approx(F.cross_entropy(logits, torch.arange(4)).item(), abs=1e-6)
 
 
+def test_the_distance_is_the_largest_anywhere():
+    assert authors.distance({"a": [0.0, [1.0, 2.0]], "b": 1.0}, {"a": [0.0, [4.0, 2.0]], "b": 1.5}) == 3
+
+
 MUTANTS = {  # name: (where a function stands, its name there, a part of its text, what replaces it)
     "Qhat after the update": (
         train.Run, "step", "self.estimator.q_hat.clone()", "self.estimator.q_hat"),
