@@ -116,14 +116,13 @@ def test_their_shipped_settings_go_another_way(module):
 @pytest.mark.parametrize("method", ["fixmatch", "adello"])
 def test_a_training_of_each_code_leaves_a_run_and_a_row(method, image_folder, tmp_path, monkeypatch, capsys):
     """Three classes in place of ten, whose counts are the same in both splits; and the table of runs or rows."""
-    import evaluate
     import results
     monkeypatch.setattr(authors, "SPLIT", "--dataset folder --image-size 16 --n1 20 --m1 15 --imb 4".split())
     monkeypatch.setattr(authors, "TRAINING", "--model wrn-10-1 --ema 0.5 --prior-momentum 0.5 --eval-every 2".split())
     words = ["train", CHECKOUT, "--data-dir", str(image_folder), "--methods", method, "--shifts", "reversed", "--steps",
              "4", "--batch-size", "8", "--out", str(tmp_path)]
     assert authors.main(words) == 0
-    theirs, ours = (evaluate.read_run(tmp_path / f"codes-{side}-{method}-reversed-s0") for side in ("theirs", "ours"))
+    theirs, ours = (results.logged(tmp_path / f"codes-{side}-{method}-reversed-s0") for side in ("theirs", "ours"))
     for name in ("p_labeled", "q_true"):
         assert theirs.result[name] == pytest.approx(ours.result[name], abs=1e-6)
     assert [row["step"] for row in theirs.log] == [2, 4]
