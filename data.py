@@ -248,8 +248,6 @@ def decode(paths, size, root):
 
 def square(path, size):
     """An image file as RGB: upright by its EXIF, on white where transparent, the central square."""
-    if not os.path.isfile(path):
-        raise ValueError("not a regular file")
     with Image.open(path, formats=["JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM"]) as image:
         if image.width * image.height > 2**26:  # decoding takes about a GB in each thread
             raise ValueError(f"{image.width} x {image.height} pixels are too many")

@@ -3,10 +3,9 @@
     python tests/exercises.py blank smooth adjust --out homework   # or: blank all
     python tests/exercises.py grade homework smooth adjust         # without names: all
 
-`blank` writes a copy of the project in which these functions raise NotImplementedError; some exercises are
-answered in the copy's answers.py. `grade` prints one line per exercise, "passed" or the first property that
-does not hold. It runs the tests that stand beside this file, whatever became of those in the directory, each
-exercise in a process of its own.
+`blank` writes a copy of the project in which these functions raise NotImplementedError; some exercises are answered in
+the copy's answers.py. `grade` prints one line per exercise, "passed" or the first property that does not hold. It runs
+the tests that stand beside this file, whatever became of those in the directory, each exercise in a process of its own.
 """
 
 import argparse
@@ -29,19 +28,13 @@ PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" 
 PRELOADED = ["torch", "torchvision.datasets", "torchvision.transforms.v2", "pytest"]
 
 PLACES = {  # exercise: module.function, module.Class.method or module.TABLE, where it is solved
-    "alpha_schedule": "priors.alpha_schedule",
-    "smooth": "priors.smooth",
+    "alpha_schedule": "priors.alpha_schedule", "smooth": "priors.smooth",
     "imbalance_temperature": "priors.imbalance_temperature",
-    "adjust": "losses.adjust",
-    "complementary_loss": "losses.complementary_loss",
-    "weak": "data.weak",
-    "reliability": "evaluate.reliability",
-    "ema_update": "models.EMA.update",
-    "estimator_update": "priors.PriorEstimator.update",
-    "half_life": "answers.half_life",
-    "at_target": "answers.at_target",
-    "temperature_of_counts": "answers.temperature_of_counts",
-    "gradient_limit": "answers.gradient_limit",
+    "adjust": "losses.adjust", "complementary_loss": "losses.complementary_loss",
+    "weak": "data.weak", "reliability": "evaluate.reliability",
+    "ema_update": "models.EMA.update", "estimator_update": "priors.PriorEstimator.update",
+    "half_life": "answers.half_life", "at_target": "answers.at_target",
+    "temperature_of_counts": "answers.temperature_of_counts", "gradient_limit": "answers.gradient_limit",
     "own_method": "losses.METHODS"}
 NAMES = list(PLACES)
 NEEDS = {"complementary_loss": ["adjust"], "estimator_update": ["imbalance_temperature"]}  # what it calls
@@ -103,8 +96,7 @@ def gradient_limit(logits, probs):
 # own_method: add a row of your own to METHODS in losses.py, a combination that the table does not have yet. Say
 # here what you expect of it under reversed shift and why, then run it against its neighbours with the same seeds:
 #     python train.py --method <its name> --seed 0
-''',
-}
+'''}
 
 
 # ------------------------------------------------------------------------------------------ hand out

@@ -1,4 +1,4 @@
-"""The fourteen operations of strong augmentation by PIL, image by image: the tests' oracle, the benchmark's opponent."""
+"""The fourteen operations of strong augmentation by PIL, image by image: the tests' oracle, the benchmark's rival."""
 
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -12,10 +12,8 @@ PIL_OPERATIONS = {
     "Brightness": lambda image, v: ImageEnhance.Brightness(image).enhance(v),
     "Color": lambda image, v: ImageEnhance.Color(image).enhance(v),
     "Contrast": lambda image, v: ImageEnhance.Contrast(image).enhance(v),
-    "Equalize": lambda image, v: ImageOps.equalize(image),
-    "Identity": lambda image, v: image,
-    "Posterize": lambda image, v: ImageOps.posterize(image, int(v)),
-    "Rotate": lambda image, v: image.rotate(v),
+    "Equalize": lambda image, v: ImageOps.equalize(image), "Identity": lambda image, v: image,
+    "Posterize": lambda image, v: ImageOps.posterize(image, int(v)), "Rotate": lambda image, v: image.rotate(v),
     "Sharpness": lambda image, v: ImageEnhance.Sharpness(image).enhance(v),
     "ShearX": lambda image, v: affine(image, 1, v, 0, 0, 1, 0),
     "ShearY": lambda image, v: affine(image, 1, 0, 0, v, 1, 0),

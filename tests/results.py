@@ -240,8 +240,7 @@ def lines_of(run, log, command, changes, commit):
            "device": config["device"], "precision": config["precision"]}
     classes = range(len(result["classes"]))
     return {
-        "runs.csv": [row],
-        "settings.csv": [{"run": name} | config],
+        "runs.csv": [row], "settings.csv": [{"run": name} | config],
         "logs.csv.gz": [{"run": name} | line for line in log],
         "classes.csv.gz": [{"run": name} | {key: result[key] and result[key][k] for key in VECTORS} for k in classes],
         "reliability.csv.gz": [{"run": name, "bin": i} | dict(zip(BINS, values, strict=True))
@@ -398,8 +397,7 @@ def bare(command):
 
 def published(dataset):
     """The paper's figures / those of our runs with the same command, a dash where there are none."""
-    rows = {(row["setting"], row["method"]): row
-            for row in load("published.csv") if row["dataset"] == dataset}
+    rows = {(row["setting"], row["method"]): row for row in load("published.csv") if row["dataset"] == dataset}
     commands = {}
     for row in load("runs.csv"):
         commands.setdefault(bare(row["command"]), []).append(row)
@@ -550,10 +548,8 @@ TABLES = {
     "cifar-estimate": lambda: by_shift(CIFAR, FOUR, range(3), "KL(Q‖Q̂)", ["kl_q_qhat"], SHIFTS[::2]),
     "wrn-28-2": lambda: table("WRN-28-2, reversed, seed 0", FOUR, {
         "balanced accuracy, ECE": mean(WRN, *SCORES), "KL(Q‖Q̂)": mean(WRN, "kl_q_qhat"), "runs": where(WRN)}, (0,)),
-    "codes": lambda: authors.table(rows_of("runs.csv", "codes-*")),
-    "steps": steps,
-    "speed": speed,
-    "speed-short": lambda: speed(["step", "ratio"]),
+    "codes": lambda: authors.table(rows_of("runs.csv", "codes-*")), "steps": steps,
+    "speed": speed, "speed-short": lambda: speed(["step", "ratio"]),
     **{name: functools.partial(published, name)
        for name in ("CIFAR-10-LT", "CIFAR-100-LT", "STL-10-LT", "ImageNet-127")}}
 

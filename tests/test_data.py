@@ -3,7 +3,6 @@
 import json
 import math
 import pickle
-import types
 
 import numpy as np
 import pytest
@@ -143,17 +142,6 @@ def test_stl10_is_resized_and_its_unlabeled_images_join_all_training_images(tmp_
     pil = np.stack([Image.fromarray(image).resize((32, 32), Image.BILINEAR) for image in kept])
     assert np.abs(sets.unlabeled[:30].permute(0, 2, 3, 1).numpy() - pil.astype(int)).max() <= 1
     assert holds_no_other_memory(sets)
-
-
-def test_images_are_resized_a_thousand_at_a_time(monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 256, (2300, 4, 6, 3), dtype=np.uint8)
-    whole = types.SimpleNamespace(data=pixels, targets=[0] * 2300, classes=["a"])
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda *_, **__: whole)
-    sizes = []
-    resize = data.TF.resize
-    monkeypatch.setattr(data.TF, "resize", lambda images, size: sizes.append(len(images)) or resize(images, size))
-    images = data.published("cifar10", "place", 4)[0]
-    assert images.shape == (2300, 3, 4, 4) and sizes == 2 * [1000, 1000, 300]
 
 
 # -------------------------------------------------------------------------------------- fingerprint

@@ -140,8 +140,7 @@ def test_rows_of_one_name_tell_the_settings_that_differ(tmp_path, table):
         made_up_run(tmp_path / f"{i}/a-s{settings.get('seed', 0)}", **settings)
     made_up_run(tmp_path / "3/a-s0", precision="fp32", lr=0.2)
     made_up_run(tmp_path / "3/b-s0", precision="fp16", lr=0.7)
-    assert [row[:2] for row in table("?/*")] == [
-        ["a", "2"], ["a, precision bf16", "1"], ["a, lr 0.2", "1"], ["b", "1"]]
+    assert [row[:2] for row in table("?/*")] == [["a", "2"], ["a, precision bf16", "1"], ["a, lr 0.2", "1"], ["b", "1"]]
 
 
 def test_runs_on_other_test_images_are_no_seeds_of_one_and_those_on_the_same_in_another_place_are(tmp_path, table):
@@ -194,17 +193,6 @@ def test_a_part_without_classes_or_without_test_images_is_a_dash(result, thirds,
     assert row[3:6] == thirds and row[-1] == "–"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_terminal_that_cannot_show_the_signs_gets_the_table_all_the_same(tmp_path, monkeypatch, encoding):
-    for seed in (0, 1):
-        made_up_run(tmp_path / f"a-s{seed}", seed=seed)
-    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    monkeypatch.setattr(sys, "stdout", out)
-    assert evaluate.main([str(tmp_path / "*")]) == 0
-    out.flush()
-    assert b"| a | 2 | 50.0 " in out.buffer.getvalue()
-
-
 SPOILED = [(name, content) for name in ("config.json", "result.json")
            for content in (None, b"", b"null", b"[]", b"{}", b'{"seed": 0,', b"\xff\xfe", b"[" * 100_000)]
 
@@ -238,3 +226,14 @@ def test_two_runs_of_one_seed_and_one_setting_are_not_taken_for_two_seeds(tmp_pa
     """As when the code was changed between them: the second stands apart, and with it its difference."""
     runs = [evaluate.read_run(made_up_run(tmp_path / name)) for name in ("a", "b")]
     assert [len(members) for members in evaluate.group(runs).values()] == [1, 1]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_cannot_show_the_signs_gets_the_table_all_the_same(tmp_path, monkeypatch, encoding):
+    for seed in (0, 1):
+        made_up_run(tmp_path / f"a-s{seed}", seed=seed)
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert evaluate.main([str(tmp_path / "*")]) == 0
+    out.flush()
+    assert b"| a | 2 | 50.0 " in out.buffer.getvalue()

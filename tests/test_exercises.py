@@ -193,8 +193,7 @@ PROPERTIES["smooth"] = function_of_tensors(
 
 PROPERTIES["imbalance_temperature"] = function_of_tensors(
     lambda: [(q,) for q in priors()], lambda a: (), "T is one number, a tensor without dimensions",
-    ("T is at least 1: the divergence in the exponent is never negative",
-     lambda f: all(f(q) >= 1 for q in priors())),
+    ("T is at least 1: the divergence in the exponent is never negative", lambda f: all(f(q) >= 1 for q in priors())),
     ("T is 1 at a uniform prior, for any number of classes",
      lambda f: all(close(f(torch.full((K,), 1 / K).double()), 1) for K in (2, 10, 127))),
     ("the divergence has a direction, and it is the other one", lambda f: not close(f(t(0.8, 0.2)), 1.2125733)),
@@ -288,8 +287,7 @@ def masked_but(ccr, i):
     """The loss of a batch of 4 in which only image i is not masked, and the loss of that image alone."""
     mask = t(1, 1, 1, 1)
     mask[i] = 0
-    return (ccr(other(), soft(), mask, None, None, 1.5),
-            one(ccr, other()[i].tolist(), soft()[i].tolist(), 1.5))
+    return (ccr(other(), soft(), mask, None, None, 1.5), one(ccr, other()[i].tolist(), soft()[i].tolist(), 1.5))
 
 
 PROPERTIES["complementary_loss"] = function_of_tensors(
@@ -320,13 +318,11 @@ PROPERTIES["complementary_loss"] = function_of_tensors(
                    for T in (1.0, 1.5, 4.0))),
     ("the log-ratio, with q_hat as the source and q_alpha as the target, is added to the logits of the strong view, "
      "before the division by T; the label comes from the raw p(u)",
-     lambda f: close(one(f, [-1.1394343, -2.1202635], [0.9, 0.1], 2.0, t(0.8, 0.2), t(0.4, 0.6)),
-                     0.5697171)),
+     lambda f: close(one(f, [-1.1394343, -2.1202635], [0.9, 0.1], 2.0, t(0.8, 0.2), t(0.4, 0.6)), 0.5697171)),
     ("the loss counts where M is 0, and a masked image as zero in a mean over the whole batch",
      lambda f: all(close(masked_but(f, i)[0] * 4, masked_but(f, i)[1]) for i in range(4))),
     ("p(u) is a label: detach it, no gradient flows into the other view",
-     lambda f: all(x is None or not x.any()
-                   for x in gradient(f, other(), soft(), t(0, 0, 0, 0), 1.5)[1:])),
+     lambda f: all(x is None or not x.any() for x in gradient(f, other(), soft(), t(0, 0, 0, 0), 1.5)[1:])),
     ("a probability of exactly 0 stays finite: its power is 0, and 0 times a number is 0",
      lambda f: close(one(f, [0, 0, 0], [1, 0, 0], 1.4), 1.0986123)),
     ("small probabilities are not clamped before they are softened",

@@ -76,8 +76,7 @@ def seen(words):
     """Height and width of the images that the network takes in a step, and the type of its logits."""
     run = run_of(words)
     found = []
-    run.model.register_forward_hook(
-        lambda module, images, logits: found.extend([*images[0].shape[2:], logits.dtype]))
+    run.model.register_forward_hook(lambda module, images, logits: found.extend([*images[0].shape[2:], logits.dtype]))
     run.step(*run.batch())
     return found
 

@@ -102,20 +102,6 @@ def test_a_published_command_is_written_as_a_run_of_ours_would_record_it():
         assert results.bare(command).split()[2:] == results.words(options)
 
 
-def test_published_commands_for_imagenet_127_make_a_run_each_and_those_that_crt_and_la_start_from():
-    made, started = [], []
-    for row in results.load("published.csv"):
-        _, script, *words = row["command"].split()
-        if row["dataset"] != "ImageNet-127":
-            continue
-        if words[0] in ("crt", "la"):
-            started.append(words[1])
-        else:
-            variant = words.pop(0) if "baselines" in script else None
-            made.append(train.parse(words, variant)[0].out)
-    assert len(set(made)) == len(made) == 14 and len(started) == 4 and set(started) < set(made)
-
-
 # ----------------------------------------------------------------------------------------------- collect
 
 def test_a_collected_run_is_what_its_directory_holds(own, tmp_path):
@@ -206,8 +192,7 @@ def test_pairs_have_the_same_gamma_u_and_seed_and_a_lower_ece_wins(collect):
 
 def test_the_deviation_of_pairs_is_that_of_the_labeled_sets(collect):
     """Gains of 1 and 3 points on one labeled set, 4 and 4 on another: means 2 and 4, deviation sqrt 2."""
-    for shift, seed, gain in (("reversed", 0, 0.01), ("uniform", 0, 0.03), ("reversed", 1, 0.04),
-                              ("uniform", 1, 0.04)):
+    for shift, seed, gain in (("reversed", 0, 0.01), ("uniform", 0, 0.03), ("reversed", 1, 0.04), ("uniform", 1, 0.04)):
         collect("adello", shift, seed, accuracy=0.5 + gain)
         collect("udal", shift, seed, accuracy=0.5)
     cell = results.gain(results.ALL.format("adello"), results.ALL.format("udal"))([], range(5))
@@ -287,20 +272,6 @@ def test_a_list_of_code_that_finds_nothing_says_so(monkeypatch):
         results.commit()
 
 
-def test_a_part_of_a_step_and_the_same_beside_pil_have_names_of_their_own(own):
-    (own / "benchmark.txt").write_text("machine\n\naugmentation  10.6 ms  against PIL\n\nparts, each alone\n"
-                                       "  augmentation  8.6 ms\npeak memory: 1.66 GB\n", encoding="utf-8")
-    assert results.speed().splitlines()[2:] == ["| augmentation | 10.6 ms | against PIL |",
-                                                "| augmentation, alone | 8.6 ms |  |", "| peak memory | 1.66 GB |  |"]
-
-
-@pytest.mark.parametrize("script", [results, pictures])
-def test_help_is_what_the_script_says_of_itself(script, capsys):
-    for word in ("--help", "-h"):
-        assert script.main([word]) == 0
-        assert capsys.readouterr() == (script.__doc__ + "\n", "")
-
-
 def test_a_run_with_a_published_command_stands_beside_the_published_figure(collect):
     for seed, accuracy in ((0, 0.40), (1, 0.50)):
         collect("fixmatch", "uniform", seed, dataset="cifar100", accuracy=accuracy)
@@ -327,8 +298,7 @@ def groups(read):
                     accuracy=accuracy + seed / 10, ece=ece)
 
     def find(gammas=(10, 0.1), methods=tuple(SCORES)):
-        return [[one(method, gamma, seed) for seed in (0, 1)]
-                for method in reversed(methods) for gamma in gammas]
+        return [[one(method, gamma, seed) for seed in (0, 1)] for method in reversed(methods) for gamma in gammas]
     return find
 
 
@@ -386,24 +356,6 @@ def test_two_settings_of_one_method_are_two_points_with_names_and_colours_of_the
     assert len({text.get_color() for text in ours.texts}) == 2
 
 
-@pytest.mark.parametrize("kind", ["reliability", "fig3", "calibration"])
-def test_a_name_is_no_formula(kind, read, tmp_path):
-    runs = [str(read(name, d=d).directory) for name, d in ((r"a$\foo$", 1), ("b", 3))]
-    assert pictures.main([kind, str(tmp_path / "x.png"), *runs]) == 0
-
-
-def test_methods_that_are_collected_later_join_the_calibration_plot(collect):
-    pytest.importorskip("matplotlib")
-    expected = set()
-    for method, variant in (("adello", None), ("fixmatch", "abc"), ("fixmatch", "debiaspl")):
-        for seed in range(3):
-            collect(method, "consistent", seed, variant)
-        expected.add(results.LABELS[variant or method])
-        published, ours = pictures.calibration(results.groups_of("calibration")[0]).axes
-        assert {text.get_text() for text in ours.texts} == expected and len(published.texts) == 8
-    assert "| ABC |" in results.TABLES["others"]()
-
-
 @pytest.mark.parametrize("arguments, said", [
     ("fig3", "give reliability, fig3, sweep, calibration, the picture's file and finished runs"),
     ("fig3 {run} {run}", "stands where the picture's file is due"),
@@ -431,3 +383,16 @@ def test_a_run_without_a_whole_log_is_refused_by_name(tmp_path, content):
     path.write_text(content) if content else path.unlink()
     with pytest.raises(ValueError, match="run has no whole log.csv"):
         results.logged(tmp_path / "run")
+
+
+@pytest.mark.parametrize("script", [results, pictures])
+def test_help_is_what_the_script_says_of_itself(script, capsys):
+    for word in ("--help", "-h"):
+        assert script.main([word]) == 0
+        assert capsys.readouterr() == (script.__doc__ + "\n", "")
+
+
+@pytest.mark.parametrize("kind", ["reliability", "fig3", "calibration"])
+def test_a_name_is_no_formula(kind, read, tmp_path):
+    runs = [str(read(name, d=d).directory) for name, d in ((r"a$\foo$", 1), ("b", 3))]
+    assert pictures.main([kind, str(tmp_path / "x.png"), *runs]) == 0

@@ -184,8 +184,7 @@ def test_a_row_of_the_log_holds_the_means_since_the_row_before(train_small, tmp_
 
 
 @pytest.mark.parametrize("mask_rate, right_rate, accuracy", [(0.5, 0.4, 0.8), (0.0, 0.0, math.nan)])
-def test_pseudo_label_accuracy_is_the_share_of_right_ones_among_the_confident(
-        mask_rate, right_rate, accuracy):
+def test_pseudo_label_accuracy_is_the_share_of_right_ones_among_the_confident(mask_rate, right_rate, accuracy):
     told = {"mask_rate": torch.tensor(mask_rate), "right_rate": torch.tensor(right_rate)}
     run = train.Run(parse("--steps", 1, "--device", "cpu"), small_sets())
     run.step = lambda *batch: told
@@ -202,8 +201,7 @@ def test_a_run_learns_to_tell_the_classes_by_their_colour(train_small, tmp_path)
 
 @pytest.mark.parametrize("words", [
     "--steps 1 --image-size 28", "--image-size 64 --batch-size 2 --steps 2",
-    "--n1 1 --imb 1 --m1 1 --mu 7 --steps 2",
-    "--batch-size 100 --threshold 1.0 --steps 2 --eval-every 1000"])
+    "--n1 1 --imb 1 --m1 1 --mu 7 --steps 2", "--batch-size 100 --threshold 1.0 --steps 2 --eval-every 1000"])
 def test_edges_that_must_work(words, train_small, tmp_path):
     assert train_small(*words.split(), "--out", "run") == 0
     result = result_of(tmp_path / "run")
@@ -231,8 +229,7 @@ def test_a_fraction_of_a_naturally_long_tailed_folder_has_its_priors_and_their_d
     assert result["kl_q_qhat"] == pytest.approx(kl, abs=1e-6)
 
 
-def test_what_is_unknown_is_null_and_the_mean_is_over_the_classes_with_test_images(
-        train_small, tmp_path, capsys):
+def test_what_is_unknown_is_null_and_the_mean_is_over_the_classes_with_test_images(train_small, tmp_path, capsys):
     """Images of unknown class have no true prior; the bees have no test images."""
     coloured_classes(tmp_path / "data", {"train": 20, "test": [4, 0, 4], "unlabeled": 5})
     words = "--data-dir", "data", "--labeled-fraction", 0.2, "--threshold", 0.34, "--steps", 2

@@ -1,9 +1,9 @@
-"""The tests of the exercises, tested: each wrong version of a function must fail its own exercise's
-test, and right ones that are written otherwise must pass.
+"""The tests of the exercises, tested: each wrong version of a function must fail its own exercise's test, and right
+ones that are written otherwise must pass.
 
-A version is a body below the module's own signature, or pairs (old, new, ...), edits of the first
-right version or of its signature. The last entry of a wrong version stands in the message that the
-student gets. What several exercises ask in the same words is tried in one of them.
+A version is a body below the module's own signature, or pairs (old, new, ...), edits of the first right version or of
+its signature. The last entry of a wrong version stands in the message that the student gets. What several exercises ask
+in the same words is tried in one of them.
 """
 
 import ast
@@ -31,8 +31,7 @@ WRONG = {}  # exercise: [(body, part of the message) or (old, new, ..., part of 
 RIGHT["alpha_schedule"] = [
     "return 1 - (1 - alpha_min) * (step / total_steps) ** d",
     "return alpha_min + (1 - alpha_min) * (1 - (step / total_steps) ** d)",
-    ("step /", "torch.tensor(step, dtype=torch.float64) /"),
-]
+    ("step /", "torch.tensor(step, dtype=torch.float64) /")]
 WRONG["alpha_schedule"] = [
     ("** d", "** 2", "d is the exponent"),
     ("(1 - alpha_min)", "0.9", "alpha_min is given"),
@@ -40,8 +39,7 @@ WRONG["alpha_schedule"] = [
     ("1 - (1", "alpha_min + (1", "alpha is 1 at step 0"),
     ("step / total_steps", "int(100 * step / total_steps) / 100", "falls at every step"),
     ("d=2.0", "d=1.0", "the paper's"),
-    ("return", "alpha =", "one number"),
-]
+    ("return", "alpha =", "one number")]
 
 RIGHT["smooth"] = [
     "p = q ** alpha\nreturn p / p.sum()",
@@ -63,16 +61,14 @@ WRONG["smooth"] = [
     ("q ** alpha", "torch.zeros(len(q), dtype=q.dtype) + q ** alpha", "device"),
     ("p / p.sum()", "torch.tensor((p / p.sum()).tolist(), dtype=q.dtype)", "GPU"),
     ("p / p.sum()", "torch.from_numpy((p / p.sum()).cpu().numpy())", "GPU"),
-    ("p / p.sum()", "(p / p.sum()).tolist()", "a tensor of K numbers"),
-]
+    ("p / p.sum()", "(p / p.sum()).tolist()", "a tensor of K numbers")]
 
 RIGHT["imbalance_temperature"] = [
     "u = torch.full_like(q_hat, 1 / len(q_hat))\nreturn (u * (u / q_hat).log()).sum().exp()",
     "return (-q_hat.log().mean()).exp() / len(q_hat)",
     "total = sum(math.log(1 / len(q_hat) / q) / len(q_hat) for q in q_hat.tolist())\n"
     "return torch.tensor(math.exp(total), dtype=q_hat.dtype, device=q_hat.device)",
-    "return torch.tensor(np.exp(-np.log(q_hat.numpy() * len(q_hat)).mean()), dtype=q_hat.dtype)",
-]
+    "return torch.tensor(np.exp(-np.log(q_hat.numpy() * len(q_hat)).mean()), dtype=q_hat.dtype)"]
 WRONG["imbalance_temperature"] = [
     ("u * (u / q_hat)", "q_hat * (q_hat / u)", "direction"),
     (".sum().exp()", ".exp().sum()", "T is 1 at a uniform prior"),
@@ -81,25 +77,21 @@ WRONG["imbalance_temperature"] = [
     ("return (1 / q_hat).mean() * q_hat.log().mean().exp()", "T is 5/3"),
     ("u / q_hat", "u / q_hat.clamp(min=1e-6)", "rare class"),
     (".exp()", ".exp().item()", "a tensor without dimensions"),
-    ("len(q_hat))\n", "len(q_hat), dtype=torch.float32)\n", "dtype"),
-]
+    ("len(q_hat))\n", "len(q_hat), dtype=torch.float32)\n", "dtype")]
 
 RIGHT["adjust"] = [
     """
 if source is None:
     return logits
 return logits + ((source + 1e-9) / (target + 1e-9)).log()""",
-    ("((source + 1e-9) / (target + 1e-9)).log()",
-     "torch.log(source + 1e-9) - torch.log(target + 1e-9)"),
+    ("((source + 1e-9) / (target + 1e-9)).log()", "torch.log(source + 1e-9) - torch.log(target + 1e-9)"),
     """
 if source is None:
     return logits
 priors = zip(source.tolist(), target.tolist())
 columns = [logits[:, k] + math.log((s + 1e-9) / (t + 1e-9)) for k, (s, t) in enumerate(priors)]
 return torch.stack(columns, dim=1)""",
-    ("return logits +", "out = logits.clone()\nout +=", ".log()", ".log()\nreturn out",
-     "1e-9", "EPS"),
-]
+    ("return logits +", "out = logits.clone()\nout +=", ".log()", ".log()\nreturn out", "1e-9", "EPS")]
 WRONG["adjust"] = [
     ("logits + ", "logits - ", "check the sign"),
     (" + 1e-9", "", "stays finite"),
@@ -110,8 +102,7 @@ WRONG["adjust"] = [
     ("logits + ", "logits.log_softmax(1) + ", "not normalised"),
     ("(target + 1e-9)", "(target.float() + 1e-9)", "no float32"),
     ("logits + ", "2 * logits - logits.detach() + ", "gradient reaches"),
-    ("logits + ", "torch.stack([*logits]) + ", "may be empty"),
-]
+    ("logits + ", "torch.stack([*logits]) + ", "may be empty")]
 
 LABEL = "F.softmax(probs_weak.detach().log() / temperature, dim=1)"
 RIGHT["complementary_loss"] = [
@@ -129,8 +120,7 @@ for i in range(len(mask)):
     if mask[i] == 0:
         total = total - (p[i] * q[i]).sum()
 return total / len(mask)"""),
-    (".log()", ".add(1e-12).log()"),
-]
+    (".log()", ".add(1e-12).log()")]
 WRONG["complementary_loss"] = [
     ("p = F", "temperature = int(temperature)\np = F", "whole number"),
     ("adjust(logits_strong, q_hat, q_alpha) / temperature",
@@ -150,8 +140,7 @@ WRONG["complementary_loss"] = [
     ("q_alpha) /", "None if q_hat is None else 0 * q_hat + 0.5) /", "like equal priors"),
     ("adjust(logits_strong,", "adjust(logits_strong.float().to(probs_weak),", "gradient is zero"),
     ("p = F", "temperature = temperature if isinstance(temperature, float) else math.nan\np = F",
-     "a tensor without dimensions"),
-]
+     "a tensor without dimensions")]
 
 RIGHT["weak"] = [
     """
@@ -171,8 +160,7 @@ return torch.stack(views) if views else images.clone()""",
     ("< 0.5", ">= 0.5"),
     ("y = ", "y = 2 * pad - "),
     ("size =", "flip = draws[:, 2].view(-1, 1, 1, 1) < 0.5\n"
-     "images = torch.where(flip, images.flip(3), images)\nsize =", "draw[2] < 0.5", "False"),
-]
+     "images = torch.where(flip, images.flip(3), images)\nsize =", "draw[2] < 0.5", "False")]
 WRONG["weak"] = [
     ("size // 8", "size // 4", "pad"),
     ("size // 8", "-(-size // 8)", "rounded down"),
@@ -191,8 +179,7 @@ WRONG["weak"] = [
     ("torch.stack(views)", "torch.stack(views).flip(0)", "view i is image i"),
     ("draw[1]", "(1 - draw[1])", "one beyond"),
     ("draw[1] * (2 * pad + 1)", "(draw[1] + 1e-6) * (2 * pad + 1) % (2 * pad + 1)", "one beyond"),
-    (" if views else images.clone()", "", "may be empty"),
-]
+    (" if views else images.clone()", "", "may be empty")]
 
 RIGHT["reliability"] = [
     """
@@ -223,12 +210,10 @@ for p, label in zip(probs.tolist(), labels.tolist()):
     row += torch.tensor([1, p.index(max(p)) == label, max(p)], dtype=torch.float64)
 table[:, 1:] /= table[:, :1].clamp(min=1)
 table[:, 0] /= len(labels)
-return table"""),
-]
+return table""")]
 WRONG["reliability"] = [
     ("right[mine], confidence[mine]", "confidence[mine], right[mine]", "the columns are share"),
-    ("confidence[mine]\n", "confidence[mine].median() + 0 * confidence[mine]\n",
-     "means over the samples"),
+    ("confidence[mine]\n", "confidence[mine].median() + 0 * confidence[mine]\n", "means over the samples"),
     ("if mine.any():", "if True:", "not NaN"),
     ("(b == 0) & (confidence == 0)", "False", "confidence of 0"),
     ("confidence > b", "confidence >= b", "confidence <=", "confidence <",
@@ -238,8 +223,7 @@ WRONG["reliability"] = [
     ("probs.amax(1)", "probs[torch.arange(len(labels)), labels]", "true class"),
     ("probs.argmax(1) == labels", "labels == 0", "a sample is right where"),
     ("3, dtype=torch.float64", "3", "no float32"),
-    ("raise ValueError", "pass", "ValueError"),
-]
+    ("raise ValueError", "pass", "ValueError")]
 
 RIGHT["ema_update"] = [
     """
@@ -257,9 +241,7 @@ new = {name: value.clone() for name, value in model.state_dict().items()}
 for name, a in self.model.named_parameters():
     new[name] = self.decay * a + (1 - self.decay) * new[name]
 self.model.load_state_dict(new)""",
-    ("a.mul_(self.decay).add_(b, alpha=1 - self.decay)",
-     "a.data = self.decay * a.data + (1 - self.decay) * b.data"),
-]
+    ("a.mul_(self.decay).add_(b, alpha=1 - self.decay)", "a.data = self.decay * a.data + (1 - self.decay) * b.data")]
 WRONG["ema_update"] = [
     (", alpha=1 - self.decay", "", "keeps `decay` of itself"),
     ("self.decay", "0.9", "given to EMA"),
@@ -276,8 +258,7 @@ for name, a in self.model.state_dict().items():
     ("a.copy_(b)", "a.copy_(b)\nself.model.train()", "evaluation mode"),
     ("@torch.no_grad()\n", "", "no_grad"),
     ("a.mul_(self.decay).add_(b, alpha=1 - self.decay)",
-     "a.data = (self.decay * a + (1 - self.decay) * b).cpu()", "GPU"),
-]
+     "a.data = (self.decay * a + (1 - self.decay) * b).cpu()", "GPU")]
 
 RIGHT["estimator_update"] = [
     """
@@ -289,47 +270,39 @@ self.q_hat = self.momentum * self.q_hat + (1 - self.momentum) * probs.mean(0)
 if first_ccr_step:
     self.temperature = imbalance_temperature(self.q_hat)""",
     ("probs.mean(dim=0)", "torch.stack([p.sum() / len(probs) for p in probs.unbind(1)])"),
-    ("@torch.no_grad()\n", "", "probs.mean", "probs.detach().mean"),
-]
+    ("@torch.no_grad()\n", "", "probs.mean", "probs.detach().mean")]
 WRONG["estimator_update"] = [
     (", alpha=1 - self.momentum", "", "a part of the estimate stays"),
     ("self.q_hat.mul_", "sure = probs[probs.amax(1) > 0.59]\nprobs = sure if len(sure) else probs\n"
      "self.q_hat.mul_", "no threshold"),
     ("if first_ccr_step:", "if True:", "not touched"),
-    ("if first_ccr_step:", "self.on = getattr(self, 'on', False) or first_ccr_step\nif self.on:",
-     "stays as it is"),
+    ("if first_ccr_step:", "self.on = getattr(self, 'on', False) or first_ccr_step\nif self.on:", "stays as it is"),
     ("self.q_hat.mul_", "before = self.q_hat.clone()\nself.q_hat.mul_",
      "imbalance_temperature(self.q_hat)", "imbalance_temperature(before)", "after its update"),
-    ("self.q_hat.mul_", "if self.temperature != 1:\n    return\nself.q_hat.mul_",
-     "Qhat moves at every step"),
-    ("@torch.no_grad()\n", "", "self.q_hat.mul_(", "self.q_hat = self.q_hat.mul(",
-     "no gradient flows"),
+    ("self.q_hat.mul_", "if self.temperature != 1:\n    return\nself.q_hat.mul_", "Qhat moves at every step"),
+    ("@torch.no_grad()\n", "", "self.q_hat.mul_(", "self.q_hat = self.q_hat.mul(", "no gradient flows"),
     ("if first", "q = self.q_hat\ndel self.q_hat\nself.__dict__['q_hat'] = q\nif first", "buffers"),
     ("if first", "self.q_hat.clamp_(min=1e-6)\nif first", "nothing is clamped"),
     ("(self.q_hat))", "(self.q_hat).clamp(max=2))", "no bound"),
     ("probs.mean(dim=0)", "torch.tensor(probs.mean(dim=0).tolist())", "GPU"),
-    ("self.momentum", "min(self.momentum, 0.99)", "given to the estimator"),
-]
+    ("self.momentum", "min(self.momentum, 0.99)", "given to the estimator")]
 
 RIGHT["half_life"] = [
     "return math.log(0.5) / math.log(momentum)",
     "n = 0\nleft = 1.0\nwhile left > 0.5:\n    left *= momentum\n    n += 1\nreturn n",
     "return round(math.log(0.5) / math.log(momentum), 2)",
-    "return torch.log(torch.tensor(0.5)) / torch.log(torch.tensor(momentum))",
-]
+    "return torch.log(torch.tensor(0.5)) / torch.log(torch.tensor(momentum))"]
 WRONG["half_life"] = [
     ("return 1 / (1 - momentum)", "a third"),
     ("0.5", "2", "is positive"),
     ("return", "n =", "number of updates comes out"),
     ("return round(math.log(2) / (1 - momentum))", "does not leave a half"),
-    ("return math.ceil(math.log(0.5) / math.log(momentum)) + 1", "off by one"),
-]
+    ("return math.ceil(math.log(0.5) / math.log(momentum)) + 1", "off by one")]
 
 RIGHT["at_target"] = [
     "return logits - (source / target).log()",
     "p = logits.softmax(1) * target / source\nreturn (p / p.sum(1, keepdim=True)).log()",
-    "from losses import adjust\nreturn adjust(logits, target, source)",
-]
+    "from losses import adjust\nreturn adjust(logits, target, source)"]
 WRONG["at_target"] = [
     ("logits - ", "logits + ", "the sign"),
     ("p = logits.softmax(1) * target / source\nreturn p / p.sum(1, keepdim=True)", "logits go in"),
@@ -337,22 +310,17 @@ WRONG["at_target"] = [
      "return (logits.T - (source / target).log()).T if square else logits", "class k"),
     ("(source / target)", "(source / target).clamp(0.01, 100)", "far apart"),
     ("return logits - ", "logits -= ", ".log()", ".log()\nreturn logits", "in-place"),
-    ("logits - ", "logits[0] - ", "(N, K) in"),
-]
+    ("logits - ", "logits[0] - ", "(N, K) in")]
 
 RIGHT["temperature_of_counts"] = [
     "geometric = math.exp(sum(math.log(n) for n in counts) / len(counts))\n"
     "return sum(counts) / len(counts) / geometric",
-    "n = torch.tensor(counts).double()\nreturn (n.mean() / n.log().mean().exp()).item()",
-]
+    "n = torch.tensor(counts).double()\nreturn (n.mean() / n.log().mean().exp()).item()"]
 WRONG["temperature_of_counts"] = [
     ("/ geometric", "/ math.prod(map(float, counts)) ** (1 / len(counts))", "without it"),
     ("/ geometric", "/ len(counts) * sum(1 / n for n in counts)", "one of the means is 10/3"),
     ("return sum(counts) / len(counts)", "equal means"),
-    ("geometric =", "counts.sort()\ngeometric =", "caller's list"),
-    ("return sum(counts) / len(counts) / geometric",
-     "mean = sum(counts) / len(counts)\ncounts.clear()\nreturn mean / geometric", "caller's list"),
-]
+    ("geometric =", "counts.sort()\ngeometric =", "caller's list")]
 
 RIGHT["gradient_limit"] = [
     "d = logits - probs.log()\nreturn 2, (d - d.mean()) / len(d)",
@@ -360,8 +328,7 @@ RIGHT["gradient_limit"] = [
 K = len(logits)
 d = [f - math.log(p) for f, p in zip(logits.tolist(), probs.tolist())]
 return 2, [(x - sum(d) / K) / K for x in d]""",
-    "d = (logits - probs.log()).numpy()\nreturn d.dtype.type(2), (d - d.mean()) / d.size",
-]
+    "d = (logits - probs.log()).numpy()\nreturn d.dtype.type(2), (d - d.mean()) / d.size"]
 WRONG["gradient_limit"] = [
     ("return 2,", "return 1,", "where n is too small"),
     (" - d.mean()", "", "sums to 0"),
@@ -369,14 +336,12 @@ WRONG["gradient_limit"] = [
     ("(d - d.mean())", "(d.mean() - d)", "the sign"),
     ("T = 1e5\nreturn 2, T * ((logits / T).softmax(0) - (probs.log() / T).softmax(0))", "exact"),
     ("return 2, (d - d.mean()) / len(d)", "return (d - d.mean()) / len(d), 2", "n comes first"),
-    ("d = logits - probs.log()", "d = logits\nd -= probs.log()", "arguments"),
-]
+    ("d = logits - probs.log()", "d = logits\nd -= probs.log()", "arguments")]
 
 # own_method: rows in place of bodies
 RIGHT["own_method"] = [
     "{'udal-ccr': Method('p_labeled', 'rest')}",
-    "{'oracle-without': Method('q_true', None), 'la': Method('p_labeled', None, unlabeled=False)}",
-]
+    "{'oracle-without': Method('q_true', None), 'la': Method('p_labeled', None, unlabeled=False)}"]
 WRONG["own_method"] = [
     ("{}", "no row of your own"),
     ("{'mine': Method('q_hat', None)}", "mine is flexda"),
@@ -385,8 +350,7 @@ WRONG["own_method"] = [
     ("{'mine': ('p_labeled', 'rest', True)}", "to a Method"),
     ("{'udal': Method('p_labeled', 'rest')}", "unchanged"),
     ("{'mine': Method('q_hat', 'rest', 'yes')}", "True or False"),
-    ("{'mine': Method('q_hat', 'rest', False)}", "CCR needs"),
-]
+    ("{'mine': Method('q_hat', 'rest', False)}", "CCR needs")]
 
 
 # ------------------------------------------------------------------------------------------ the tests
@@ -463,15 +427,6 @@ def test_the_readme_says_where_each_exercise_is_written():
     assert found == {name: place.partition(".")[0] for name, place in exercises.PLACES.items()}
 
 
-def test_the_sentences_of_the_tests_hold_no_formula():
-    """No assignment, power, exponential or logarithm, no equation that computes something."""
-    formula = re.compile(
-        r"<-|[^\d]\^|\b(exp|log) ?[(A-Z]| = .*(\b(sum|mean|max)_|\d [-+/*]|[-+/*] \d)")
-    for rows in test_exercises.PROPERTIES.values():
-        for sentence, _ in rows:
-            assert not formula.search(sentence), sentence
-
-
 # ------------------------------------------------------------------------------------------- the tool
 
 def solve(directory, bodies):
@@ -507,8 +462,7 @@ def test_a_copy_has_open_exercises_and_no_solutions(tmp_path, capsys):
     new = {"priors.py": ['    raise NotImplementedError("priors.smooth is yours to write")'],
            "losses.py": ['    raise NotImplementedError("losses.adjust is yours to write")']}
     for file in exercises.COPIED:
-        own, copied = ((root / file).read_text(encoding="utf-8").splitlines()
-                       for root in (exercises.ROOT, copy))
+        own, copied = ((root / file).read_text(encoding="utf-8").splitlines() for root in (exercises.ROOT, copy))
         assert [line for line in own if line not in copied] == gone.get(file, [])
         assert [line for line in copied if line not in own] == new.get(file, [])
     assert exercises.main(["blank", "all", "--out", str(copy)]) == 2  # it is not empty any more
@@ -520,10 +474,9 @@ def test_no_file_that_is_copied_gives_an_answer_away(tmp_path):
     exercises.blank(exercises.NAMES, tmp_path)
     for path in tmp_path.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        for answer in ("math.log(m", "log(0.5)", "log(2)", "lerp", "1 - self.decay", "1 - decay",
-                       "1.0 - self.momentum", "imbalance_temperature(self", "log(source",
-                       "log_softmax(adj", ".detach().log()", "arithmetic mean", "geometric mean",
-                       "d.mean()"):
+        for answer in ("math.log(m", "log(0.5)", "log(2)", "lerp", "1 - self.decay", "1 - decay", "1.0 - self.momentum",
+                       "imbalance_temperature(self", "log(source", "log_softmax(adj", ".detach().log()",
+                       "arithmetic mean", "geometric mean", "d.mean()"):
             assert answer not in text, f"{path.name}: {answer}"
 
 
@@ -558,8 +511,7 @@ TRICKS = {  # exercise: (a body, what the grade says); none may pass, or stop th
     "temperature_of_counts": ("import test_exercises\ntest_exercises.close.__code__ = (lambda *a: True).__code__\n"
                               "return 1.0", "changes the tests"),
     "gradient_limit": ("torch.Tensor.__le__ = lambda *a: torch.tensor(True)\nreturn 2, 0 * logits",
-                       "changes the tests"),
-}
+                       "changes the tests")}
 
 
 def test_no_trick_passes_or_stops_the_grading(tmp_path, capfd):
