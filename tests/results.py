@@ -458,6 +458,7 @@ SHAPES, CIFAR = "shapes-{}-{}-imb50", "folder-{}-{}-imb100"
 ALL, SWEPT = SHAPES.format("{}", "[ruc]*"), SHAPES.format("{}", "[ruci]*")  # under three shifts, at seven gamma_u
 REVERSED, LONG, WRN = SHAPES.format("{}", "reversed"), "shapes-4500-{}-reversed-imb50", "folder-2000-{}-reversed-imb100"
 LONG_CIFAR, SHORT_CIFAR = "folder-12000-{}-reversed-imb100", "folder-short-{}-uniform-imb100"
+CODES = "codes-ours-{}-{}"
 FOUR = methods("fixmatch", "udal", "flexda", "adello")
 FIVE = methods("fixmatch+la", *FOUR.values())
 FAMILY = methods("supervised", "ccr", "kd", "oracle", *FIVE.values())
@@ -494,6 +495,8 @@ UNDONE = {
 AS_SHIPPED = {f"{name}, {shift}": (f"shapes-fp32-{variant}-{shift}-imb50", f"shapes-fp32-adello-{shift}-imb50")
               for name, variant in (("T = 1", "temperature-one"), ("constant rate", "constant-rate"),
                                     ("T = 1 and constant rate", "as-shipped")) for shift in SHIFTS[::2]}
+COOLED = {"FixMatch + CCR": ("temperature-one-ccr", "ccr"),
+          "ADELLO, CCR from step 700 on": ("warmup700-temperature-one", "warmup700-adello")}
 
 TABLES = {
     "short": lambda: by_shift(SHAPES, FIVE, range(5)),
@@ -548,7 +551,17 @@ TABLES = {
     "cifar-estimate": lambda: by_shift(CIFAR, FOUR, range(3), "KL(Q‖Q̂)", ["kl_q_qhat"], SHIFTS[::2]),
     "wrn-28-2": lambda: table("WRN-28-2, reversed, seed 0", FOUR, {
         "balanced accuracy, ECE": mean(WRN, *SCORES), "KL(Q‖Q̂)": mean(WRN, "kl_q_qhat"), "runs": where(WRN)}, (0,)),
-    "codes": lambda: authors.table(rows_of("runs.csv", "codes-*")), "steps": steps,
+    "codes": lambda: authors.table([row for row in rows_of("runs.csv", "codes-*") if "+" not in row["run"]]),
+    "codes-family": lambda: by_shift(CODES, FIVE, range(5), shifts=SHIFTS[::2]),
+    "codes-against": lambda: against(CODES, FIVE, PAIRED, SHIFTS[::2]),
+    "codes-la": lambda: against(CODES, FOUR, PAIRED, SHIFTS[::2], first="fixmatch+la"),
+    "temperature-one": lambda: changes({f"T = 1, {name}": tuple(
+        f"shapes-fp32-{run}-consistent-imb50" for run in runs) for name, runs in COOLED.items()}, PAIRED),
+    "temperature-large": lambda: table("T, consistent; 5 seeds", {name: (run,) for name, (_, run) in COOLED.items()}, {
+        "T": mean("shapes-fp32-{}-consistent-imb50", "temperature"), **{title: mean(
+            "shapes-fp32-{}-consistent-imb50", key) for title, key in zip(("balanced accuracy", "ECE"), SCORES)},
+        "runs": where("shapes-fp32-{}-consistent-imb50")}, range(5)),
+    "steps": steps,
     "speed": speed, "speed-short": lambda: speed(["step", "ratio"]),
     **{name: functools.partial(published, name)
        for name in ("CIFAR-10-LT", "CIFAR-100-LT", "STL-10-LT", "ImageNet-127")}}
