@@ -436,12 +436,12 @@ def steps():
     return table("difference", {f"{LABELS[a]} less {LABELS[b]}": (a, b) for a, b in rows}, columns, PAIRED)
 
 
-def speed(names=None):
+def speed(names=None, file="benchmark.txt"):
     """What tests/benchmark.py printed: a name, a value and what is said of it; of all lines or some.
 
     It indents the parts of a step, each measured alone.
     """
-    machine, *lines = (RESULTS / "benchmark.txt").read_text(encoding="utf-8").splitlines()
+    machine, *lines = (RESULTS / file).read_text(encoding="utf-8").splitlines()
     rows = []
     for line in filter(None, lines):
         text = line.strip()
@@ -563,6 +563,7 @@ TABLES = {
         "runs": where("shapes-fp32-{}-consistent-imb50")}, range(5)),
     "steps": steps,
     "speed": speed, "speed-short": lambda: speed(["step", "ratio"]),
+    "speed-fp32": lambda: speed(["step", "conventional", "ratio"], "benchmark-fp32.txt"),
     **{name: functools.partial(published, name)
        for name in ("CIFAR-10-LT", "CIFAR-100-LT", "STL-10-LT", "ImageNet-127")}}
 
