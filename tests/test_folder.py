@@ -198,13 +198,13 @@ def tiff(bits, *tags, photometric=1):
     return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
-def png(bits, lines, transparent, width=16, height=16):
-    """A grey PNG of these packed lines, which are bytes; transparent: the level that is."""
+def png(bits, lines, transparent, width=16, height=16, colour=0):
+    """A PNG of these packed lines, which are bytes; transparent: the level that is; colour: 0 grey, 2 RGB."""
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0))
-            + chunk(b"tRNS", struct.pack(">H", transparent)) + chunk(b"IDAT", zlib.compress(b"".join(lines)))
-            + chunk(b"IEND", b""))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+            + chunk(b"tRNS", struct.pack(">H", transparent) * (1 + colour))
+            + chunk(b"IDAT", zlib.compress(b"".join(lines))) + chunk(b"IEND", b""))
 
 
 @pytest.mark.parametrize("side", [8193, 13_300])
@@ -293,6 +293,7 @@ def of_type(form, dtype):
 
 DEEP = {"12-bit TIFF": tiff(12), "16-bit TIFF": tiff(16), "WhiteIsZero": tiff(16, photometric=0),
         "signed TIFF": tiff(8, (339, 2)), "32-bit TIFF": of_type("TIFF", np.int32),
+        "16-bit colour PNG": png(16, [b"\0" + bytes(96)] * 16, 0, colour=2),
         "float TIFF": of_type("TIFF", np.float32), "16-bit PNG": of_type("PNG", np.uint16),
         "16-bit PPM": b"P5 16 16 65535\n" + bytes(512), "12-bit PPM": b"P5 16 16 4095\n" + bytes(512),
         **{f"transparent {bits}-bit PNG": png(bits, [b"\0" + bytes(2 * bits)] * 16, 1) for bits in (1, 2, 4)}}
