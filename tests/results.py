@@ -108,12 +108,17 @@ class Logged(NamedTuple):
     log: list
 
 
+def log_of(directory):
+    """The rows of a run's log.csv as text."""
+    with open(directory / "log.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def logged(directory):
     """A finished run from its files. Raises ValueError where there is none."""
     run = evaluate.read_run(directory)
     try:
-        with open(run.directory / "log.csv", encoding="utf-8", newline="") as file:
-            return Logged(*run, [{key: float(cell) for key, cell in row.items()} for row in csv.DictReader(file)])
+        return Logged(*run, [{key: float(cell) for key, cell in row.items()} for row in log_of(run.directory)])
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{directory} has no whole log.csv ({error})") from None
 
@@ -254,13 +259,11 @@ def collect(directories):
     """
     new = {}
     for directory in directories:
-        run = evaluate.read_run(directory)
+        run = logged(directory)
         name = run.directory.name
         if name in new:
             raise ValueError(f"two of the runs are called {name}")
-        with open(run.directory / "log.csv", newline="") as file:
-            log = list(csv.DictReader(file))
-        new[name] = lines_of(run, log, *command_of(run.config, name), commit())
+        new[name] = lines_of(run, log_of(run.directory), *command_of(run.config, name), commit())
     for name in FILES:
         rows = [row for row in load(name) if row["run"] not in new]
         rows += [{key: text_of(value) for key, value in row.items()} for lines in new.values() for row in lines[name]]
@@ -495,8 +498,9 @@ UNDONE = {
 AS_SHIPPED = {f"{name}, {shift}": (f"shapes-fp32-{variant}-{shift}-imb50", f"shapes-fp32-adello-{shift}-imb50")
               for name, variant in (("T = 1", "temperature-one"), ("constant rate", "constant-rate"),
                                     ("T = 1 and constant rate", "as-shipped")) for shift in SHIFTS[::2]}
-COOLED = {"FixMatch + CCR": ("temperature-one-ccr", "ccr"),
-          "ADELLO, CCR from step 700 on": ("warmup700-temperature-one", "warmup700-adello")}
+COOLED = {name: tuple(f"shapes-fp32-{run}-consistent-imb50" for run in runs) for name, runs in {  # T = 1, T
+    "FixMatch + CCR": ("temperature-one-ccr", "ccr"),
+    "ADELLO, CCR from step 700 on": ("warmup700-temperature-one", "warmup700-adello")}.items()}
 
 TABLES = {
     "short": lambda: by_shift(SHAPES, FIVE, range(5)),
@@ -555,12 +559,10 @@ TABLES = {
     "codes-family": lambda: by_shift(CODES, FIVE, range(5), shifts=SHIFTS[::2]),
     "codes-against": lambda: against(CODES, FIVE, PAIRED, SHIFTS[::2]),
     "codes-la": lambda: against(CODES, FOUR, PAIRED, SHIFTS[::2], first="fixmatch+la"),
-    "temperature-one": lambda: changes({f"T = 1, {name}": tuple(
-        f"shapes-fp32-{run}-consistent-imb50" for run in runs) for name, runs in COOLED.items()}, PAIRED),
-    "temperature-large": lambda: table("T, consistent; 5 seeds", {name: (run,) for name, (_, run) in COOLED.items()}, {
-        "T": mean("shapes-fp32-{}-consistent-imb50", "temperature"), **{title: mean(
-            "shapes-fp32-{}-consistent-imb50", key) for title, key in zip(("balanced accuracy", "ECE"), SCORES)},
-        "runs": where("shapes-fp32-{}-consistent-imb50")}, range(5)),
+    "temperature-one": lambda: changes({f"T = 1, {name}": runs for name, runs in COOLED.items()}, PAIRED),
+    "temperature-large": lambda: table("consistent; 5 seeds", COOLED, {
+        "T": mean("{1}", "temperature"), "balanced accuracy, ECE": mean("{1}", *SCORES), "runs": where("{1}")},
+        range(5)),
     "steps": steps,
     "speed": speed, "speed-short": lambda: speed(["step", "ratio"]),
     "speed-fp32": lambda: speed(["step", "conventional", "authors", "ratio", "authors' ratio"], "benchmark-fp32.txt"),

@@ -378,11 +378,14 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("content", [None, "step,alpha\n50,0.8\n10"])
-def test_a_run_without_a_whole_log_is_refused_by_name(tmp_path, content):
+def test_a_run_without_a_whole_log_is_refused_by_name_and_not_collected(own, tmp_path, content):
     path = made_up_run(tmp_path / "run") / "log.csv"
     path.write_text(content) if content else path.unlink()
     with pytest.raises(ValueError, match="run has no whole log.csv"):
         results.logged(tmp_path / "run")
+    with pytest.raises(ValueError, match="run has no whole log.csv"):
+        results.collect([tmp_path / "run"])
+    assert not (own / "runs.csv").exists()
 
 
 @pytest.mark.parametrize("script", [results, pictures])
