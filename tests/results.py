@@ -549,9 +549,10 @@ TABLES = {
     "cifar-network": lambda: table("ADELLO, reversed; seed 100", {"WRN-10-1, 4,000 steps": CIFAR.format(
         "adello", "reversed"), "WRN-16-1, 2,200 steps": CIFAR.format("wrn-16-1-adello", "reversed")}, {
         "balanced accuracy, ECE": mean("{}", *SCORES), "runs": where("{}")}, (100,)),
-    "cifar": lambda: by_shift(CIFAR, FOUR, range(3), shifts=SHIFTS[::2]),
-    "cifar-against": lambda: against(CIFAR, FOUR, PAIRED, SHIFTS[::2]),
-    "cifar-closer": lambda: closer(CIFAR, FOUR, range(3)),
+    "cifar": lambda: by_shift(CIFAR, FIVE, range(3), shifts=SHIFTS[::2]),
+    "cifar-against": lambda: against(CIFAR, FIVE, PAIRED, SHIFTS[::2]),
+    "cifar-la": lambda: against(CIFAR, FOUR, PAIRED, SHIFTS[::2], first="fixmatch+la"),
+    "cifar-closer": lambda: closer(CIFAR, FIVE, range(3)),
     "cifar-estimate": lambda: by_shift(CIFAR, FOUR, range(3), "KL(Q‖Q̂)", ["kl_q_qhat"], SHIFTS[::2]),
     "wrn-28-2": lambda: table("WRN-28-2, reversed, seed 0", FOUR, {
         "balanced accuracy, ECE": mean(WRN, *SCORES), "KL(Q‖Q̂)": mean(WRN, "kl_q_qhat"), "runs": where(WRN)}, (0,)),
