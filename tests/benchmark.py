@@ -4,7 +4,7 @@
     python tests/benchmark.py --authors ADELLO-LTSSL   # also a step of the authors' code, see authors.py
     python tests/benchmark.py --batch-size 16 --model wrn-10-1 --image-size 16 --steps 20
 
-Prints the step and its parts, the floor that this machine's own matrix rate and copy bandwidth set,
+Prints the step, the floor that this machine's own matrix rate and copy bandwidth set,
 and, taking turns with it, each in a process of its own: the same step in fp32; the pipeline of most
 published code, which is PIL transforms of single images in DataLoader workers, fp32, default memory
 format, eager, EMA in a Python loop; and the authors' own. A ratio is that of their time to ours.
@@ -38,9 +38,7 @@ import priors
 import train
 from pil_operations import PIL_OPERATIONS
 
-MEAN, STD = data.STATISTICS["shapes"]
 REPEATS = 5
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def seconds(function, device, repeats=3, calls=1):
@@ -62,18 +60,6 @@ def timed(function, device, calls):
 def wait(device):
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def peak_memory(device):
-    """Of this process, in words."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB on the GPU"
-    try:
-        import resource
-    except ImportError:
-        return "not told by this system"
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on a Mac, KiB on Linux
-    return f"{unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9:.2f} GB"
 
 
 # -------------------------------------------------------------------------------------------- ours
@@ -99,41 +85,10 @@ class Ours:
         self.run.step(*self.run.batch())
         self.run.t += 1
 
-    def parts(self):
-        """Seconds of the parts, each on its own and eager."""
-        run = self.run
-        B = self.config.batch_size
-        images = run.sets.unlabeled[:3 * B]
-        draws = torch.rand(3 * B, 15, device=self.device)
-        probs = torch.full((2 * B, 10), 0.1, device=self.device)
-        dtype = DTYPES.get(self.config.precision)
-
-        def augment():
-            strong = data.strong(images[B:], draws[B:, 3:])
-            return torch.cat([data.weak(images, draws[:, :3]), strong])
-
-        inputs = data.normalize(augment(), run.sets.mean, run.sets.std)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-
-        def forward():
-            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                return run.model(inputs)
-
-        def finish():
-            run.optimizer.step()
-            run.ema.update(run.model)
-
-        parts = {"augmentation": augment, "forward": forward,
-                 "backward": lambda: forward().float().logsumexp(1).mean().backward(),
-                 "optimiser and EMA": finish, "prior": lambda: run.estimator.update(probs)}
-        taken = {name: seconds(part, self.device) for name, part in parts.items()}
-        taken["backward"] -= taken["forward"]
-        return taken
-
     def floor(self):
         """(operations, least bytes) of a step, (operations/s, bytes/s) of this machine."""
         model = self.run.model
-        dtype = DTYPES.get(self.config.precision, torch.float32)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision, torch.float32)
         sizes = []
         hooks = [m.register_forward_hook(lambda m, x, y: sizes.append(y.numel()))
                  for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.BatchNorm2d))]
@@ -162,8 +117,7 @@ class Ours:
 # ---------------------------------------------------------------------------------- the conventional
 
 def pil_weak(size):
-    return T.Compose([T.RandomHorizontalFlip(),
-                      T.RandomCrop(size, size // 8, padding_mode="reflect")])
+    return T.Compose([T.RandomHorizontalFlip(), T.RandomCrop(size, size // 8, padding_mode="reflect")])
 
 
 def pil_strong(image):
@@ -179,7 +133,7 @@ def pil_strong(image):
     return Image.fromarray(pixels)
 
 
-NORMALIZED = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])
+NORMALIZED = T.Compose([T.ToTensor(), T.Normalize(*data.STATISTICS["shapes"])])
 
 
 def pictures(images):
@@ -371,7 +325,7 @@ def main():
     if options.authors:
         others["authors"] = elsewhere(Authors, options)
     turns = in_turns(ours, others, steps)
-    peak = peak_memory(device)
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
     medians = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
     step = medians["step"]
     remarks = {"step": f"2^18 steps: {2**18 * step / 3600:.1f} h",
@@ -388,15 +342,13 @@ def main():
     a, b, ratio = augmentation_alone(sets, options.image_size)
     print(f"{'augmentation':22} {1e3 * a:10.1f} ms   against {1e3 * b:.1f} ms by PIL on one core: {ratio:.1f} times")
 
-    print("\nparts, each alone")
-    for part, taken in ours.parts().items():
-        print(f"  {part:18} {1e3 * taken:9.1f} ms")
     (operations, least), (rate, bandwidth) = ours.floor()
     floor = max(operations / rate, least / bandwidth)
     print(f"floor: {operations / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s = {1e3 * operations / rate:.1f} ms; "
           f"{least / 1e9:.2f} GB at {bandwidth / 1e9:.1f} GB/s = {1e3 * least / bandwidth:.1f} ms; "
           f"the step takes {step / floor:.1f} times the larger")
-    print(f"peak memory: {peak}")
+    if on_gpu:
+        print(f"peak memory: {peak / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

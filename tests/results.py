@@ -215,14 +215,8 @@ def commit():
 
 
 def code():
-    """The files that make a run. ValueError where one of the patterns of CODE finds none."""
-    found = []
-    for pattern in CODE:
-        files = sorted(ROOT.glob(pattern))
-        if not files:
-            raise ValueError(f"no file is called {pattern}: CODE in results.py has to name the code that makes a run")
-        found += files
-    return [path.relative_to(ROOT).as_posix() for path in found]
+    """The files that make a run."""
+    return [path.relative_to(ROOT).as_posix() for pattern in CODE for path in sorted(ROOT.glob(pattern))]
 
 
 def lines_of(run, log, command, changes, commit):
@@ -440,18 +434,13 @@ def steps():
 
 
 def speed(names=None, file="benchmark.txt"):
-    """What tests/benchmark.py printed: a name, a value and what is said of it; of all lines or some.
-
-    It indents the parts of a step, each measured alone.
-    """
+    """What tests/benchmark.py printed: a name, a value and what is said of it; of all lines or some."""
     machine, *lines = (RESULTS / file).read_text(encoding="utf-8").splitlines()
     rows = []
     for line in filter(None, lines):
-        text = line.strip()
-        name, *cells = re.split("  +", text, maxsplit=2) if "  " in text else text.split(": ", 1)
+        name, *cells = re.split("  +", line, maxsplit=2) if "  " in line else line.split(": ", 1)
         if cells and (names is None or name in names):
-            alone = ", alone" if line.startswith(" ") else ""
-            rows.append(f"| {name}{alone} | {' | '.join([*cells, ''][:2])} |")
+            rows.append(f"| {name} | {' | '.join([*cells, ''][:2])} |")
     return "\n".join([f"| {machine} | | |", "| --- | --- | --- |", *rows])
 
 

@@ -77,8 +77,6 @@ def check(seed, folder, directory):
     return "stopped"
 
 
-# --------------------------------------------------------------------------------------- the soak
-
 RUN = ("--n1 20 --m1 20 --imb 4 --model wrn-10-1 --bn-momentum 0.05 --image-size 16 --batch-size 8 --steps 40 "
        "--eval-every 2 --dataset folder --data-dir").split()
 

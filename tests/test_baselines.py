@@ -18,8 +18,6 @@ from conftest import assert_same, contents, saved, sealed, small_run, stopping_a
 from methods import abc, cossl, crest, darp, debiaspl, fixmatch, posthoc
 
 DRAW = torch.Generator().manual_seed(0)
-
-
 WORDS = "--precision fp32 --device cpu --threshold 0.4".split()  # some predictions reach it
 
 

@@ -361,12 +361,8 @@ def test_one_flipped_bit_anywhere_in_a_checkpoint_is_refused(trained, tmp_path):
 
 class Evil:
     """A pickle that makes a directory where it is loaded."""
-
-    def __init__(self, path):
-        self.path = path
-
     def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+        return os.mkdir, ("ran",)
 
 
 PARTS = ["config", "made_with", "data", "result", "t", "seconds", "rows", "totals", "model", "ema", "optimizer",
@@ -404,7 +400,7 @@ def test_a_foreign_or_damaged_checkpoint_is_refused_in_one_line_and_left_as_it_i
 
 def test_a_sealed_checkpoint_that_runs_code_does_not_run_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(sealed(saved({"step": Evil("ran")})))
+    (tmp_path / "checkpoint.pt").write_bytes(sealed(saved({"step": Evil()})))
     with pytest.raises(pickle.UnpicklingError):
         train.read_checkpoint(tmp_path / "checkpoint.pt")
     assert not (tmp_path / "ran").exists()
